@@ -1,0 +1,200 @@
+"""InfoNCE in its two classical shapes, with hard, debiased and decoupled negatives.
+
+Both losses take this rank's rows and compare them with the rows of all ranks. Each rank returns the sum over its own
+rows, times the world size, over the number of rows in the global batch: DDP's mean over ranks is then exactly the mean
+over the global batch, value and gradient, even when ranks hold unequal numbers of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lit_ssl.distributed import gather, rank, row_counts, world_size
+
+__all__ = ["check_contrastive", "info_nce", "nt_xent"]
+
+
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: float,
+    beta: float = 0.0,
+    tau_plus: float = 0.0,
+    decoupled: bool = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """The normalised temperature-scaled cross entropy of SimCLR (Chen et al. 2020, arXiv:2002.05709, eq. 1).
+
+    Row i of ``z1`` and row i of ``z2`` are two views of one image. Each of the 2N rows of the global batch is pulled to
+    its partner and pushed from the 2N - 2 rows of other images; the pair of a row with itself is masked out.
+
+    Args:
+        z1, z2: (B, D) projections of this rank, of any floating dtype; normalised here; computed in float32 or wider.
+        temperature: divides the cosine similarity; positive. SimCLR's appendix B.7 uses 0.1 to 0.5.
+        beta: concentration of the negatives on hard ones (Robinson et al. 2021, arXiv:2010.04592); 0 weighs all alike.
+        tau_plus: assumed share of false negatives (Chuang et al. 2020, arXiv:2007.00224), in [0, 1).
+        decoupled: leave the positive out of the denominator (Yeh et al. 2021, arXiv:2110.06848).
+        chunk_size: rows whose similarities are held at once, recomputed in the backward pass; None holds all of them.
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        ValueError: shapes that differ or are not (B, D), or an option outside its range.
+    """
+    check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
+    z1, z2 = _pair("z1", z1, "z2", z2)
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = _unit(z1), _unit(z2)
+        counts = row_counts(len(z1))
+        n, start = sum(counts), sum(counts[: rank()])
+        candidates = torch.cat([gather(z1, counts), gather(z2, counts)])  # (2n, D)
+        own = start + torch.arange(len(z1), device=z1.device)
+        positive = (z1 * z2).sum(-1) / temperature
+
+        def rows(query: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
+            logits = (query @ candidates.T / temperature).scatter(1, excluded, -torch.inf)
+            return _cross_entropy(logits, positive, 2 * n - 2, temperature, beta, tau_plus, decoupled)
+
+        total = _sum_rows(
+            rows,
+            torch.cat([z1, z2]),
+            torch.cat([positive, positive]),
+            torch.stack([own, own + n], 1).repeat(2, 1),  # a row's own columns: itself and its partner
+            chunk_size=chunk_size,
+        )
+        return total * (world_size() / max(2 * n, 1))
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    *,
+    temperature: float,
+    queue: Tensor | None = None,
+    beta: float = 0.0,
+    tau_plus: float = 0.0,
+    decoupled: bool = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """InfoNCE from queries to keys (van den Oord et al. 2018, arXiv:1807.03748).
+
+    Row i of ``key`` is the positive of row i of ``query``. Negatives are the rows of ``queue`` where one is given
+    (MoCo v2, He et al. 2020, arXiv:1911.05722), else the other keys of the global batch (MoCo v3, arXiv:2104.02057).
+
+    Args:
+        query, key: (B, D) of this rank; normalised here; computed in float32 or wider.
+        temperature: divides the cosine similarity; positive.
+        queue: (K, D) keys of earlier batches, alike on all ranks; normalised here; receives no gradient.
+        beta, tau_plus, decoupled, chunk_size: as in :func:`nt_xent`.
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        ValueError: shapes that differ or are not (B, D), a queue that is not (K, D), or an option outside its range.
+    """
+    check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
+    query, key = _pair("query", query, "key", key)
+    if queue is not None and (queue.ndim != 2 or queue.shape[1] != query.shape[1]):
+        raise ValueError(f"queue must be (K, {query.shape[1]}), got {tuple(queue.shape)}")
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = _unit(query), _unit(key)
+        counts = row_counts(len(query))
+        n, start = sum(counts), sum(counts[: rank()])
+        candidates = gather(key, counts) if queue is None else _unit(queue.detach())
+        own = start + torch.arange(len(query), device=query.device)
+
+        def rows(query: Tensor, positive: Tensor, own: Tensor) -> Tensor:
+            logits = query @ candidates.T / temperature
+            if queue is None:
+                logits = logits.scatter(1, own, -torch.inf)
+            negatives = len(candidates) - (1 if queue is None else 0)
+            return _cross_entropy(logits, positive, negatives, temperature, beta, tau_plus, decoupled)
+
+        positive = (query * key).sum(-1) / temperature
+        total = _sum_rows(rows, query, positive, own[:, None], chunk_size=chunk_size)
+        return total * (world_size() / max(n, 1))
+
+
+def _cross_entropy(
+    logits: Tensor,
+    positive: Tensor,
+    negatives: int,
+    temperature: float,
+    beta: float,
+    tau_plus: float,
+    decoupled: bool,
+) -> Tensor:
+    """-log(e^p / (e^p + Ng)) for each row, with Ng kept as a logarithm throughout.
+
+    logits: (R, M) similarities over temperature, -inf where a column is no negative of the row; positive: (R,).
+    """
+    if negatives < 1:
+        return positive * 0  # nothing to tell the positive from
+    if beta:
+        # sum_j w_j e^l_j with w_j = e^(beta l_j) / mean_k e^(beta l_k)
+        log_negatives = (
+            torch.logsumexp((1 + beta) * logits, 1) - torch.logsumexp(beta * logits, 1) + math.log(negatives)
+        )
+    else:
+        log_negatives = torch.logsumexp(logits, 1)
+    if tau_plus:
+        log_negatives = _debias(log_negatives, positive, negatives, temperature, tau_plus)
+    return (log_negatives if decoupled else torch.logaddexp(positive, log_negatives)) - positive
+
+
+def _debias(log_negatives: Tensor, positive: Tensor, negatives: int, temperature: float, tau_plus: float) -> Tensor:
+    """log max{(Ng - tau_plus N e^p) / (1 - tau_plus), N e^(-1/t)}: Chuang et al. 2020, eq. 8."""
+    excess = positive + math.log(tau_plus * negatives) - log_negatives
+    safe = excess.clamp(max=-1e-6)  # where the difference is not positive the floor is taken, and no gradient flows
+    debiased = log_negatives + torch.log(-torch.expm1(safe)) - math.log1p(-tau_plus)
+    floor = math.log(negatives) - 1 / temperature
+    return torch.where(excess < -1e-6, debiased, floor).clamp(min=floor)
+
+
+def _sum_rows(fn: Callable[..., Tensor], *rows: Tensor, chunk_size: int | None) -> Tensor:
+    """The sum of ``fn`` over all rows: at once, or block by block with each block's work redone in the backward pass."""
+    if chunk_size is None or len(rows[0]) <= chunk_size:
+        return fn(*rows).sum()
+
+    def block(*part: Tensor) -> Tensor:
+        return fn(*part).sum()
+
+    parts = zip(*(r.split(chunk_size) for r in rows), strict=True)
+    return torch.stack([checkpoint(block, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]).sum()
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def _pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(
+            f"{name_a} and {name_b} must both be (B, D) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    return a, b
+
+
+def check_contrastive(*, temperature: float, beta: float, tau_plus: float, chunk_size: int | None) -> None:
+    """Reject options outside their range; methods call it when they are constructed.
+
+    Raises:
+        ValueError: names the option, its value and what is allowed.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be at least 0 and finite, got {beta}")
+    if not 0 <= tau_plus < 1:
+        raise ValueError(f"tau_plus must be in [0, 1), got {tau_plus}")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size must be None or an integer of at least 1, got {chunk_size!r}")

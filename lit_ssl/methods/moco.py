@@ -1,0 +1,146 @@
+"""MoCo: momentum contrast, the recipes of its second and third version."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_ssl.distributed import gather
+from lit_ssl.losses import info_nce
+from lit_ssl.losses.contrastive import check_contrastive
+from lit_ssl.module import Batch, Losses, SSLModule
+from lit_ssl.networks import MLPHead
+from lit_ssl.views import MoCoViews, View
+
+__all__ = ["MoCo"]
+
+
+class MoCo(SSLModule):
+    """A query finds its key, which a slowly moving copy of the encoder made, among many other keys.
+
+    The defaults are version 2 (Chen et al. 2020, arXiv:2003.04297): one pair of views, negatives from a queue of past
+    keys. Version 3 (Chen et al. 2021, arXiv:2104.02057) has no queue, a predictor and a symmetric loss:
+    ``MoCo(queue_size=0, predictor=True, symmetric=True, ...)``, or the layer ``method/moco_v3``. Version 2 shuffles
+    BatchNorm across GPUs so that a key cannot be told by its batch; here the norms' statistics are those of the global
+    batch, which serves the same end.
+
+    Args:
+        temperature: of the cosine similarity, positive. Default 0.2 (v2, table 1; v3, section 4).
+        queue_size: number of past keys that serve as negatives, those of all ranks. Default 65536 (v1, section 4).
+            0 takes the other keys of the global batch instead.
+        momentum: of the key encoder, in [0, 1]. Default 0.999 (v1, section 4.1).
+        momentum_schedule: ``constant``, or ``cosine`` from ``momentum`` to 1 over the run (v3's code).
+        predictor: a second head on the query side (v3, section 3).
+        symmetric: let each view be query and key once (v3, algorithm 1).
+        projector_layers, projector_hidden, projector_dim: default 2 layers of 2048 to 128 without norm (v2, section 3);
+            with ``predictor`` the head has BatchNorm after each layer, as in v3.
+        beta, tau_plus, decoupled, chunk_size: as in :class:`~lit_ssl.SimCLR`.
+        views: default :class:`~lit_ssl.views.MoCoViews` (v2).
+        optimizer, lr, weight_decay: default SGD at 0.03 per 256 images with 1e-4 (v1, section 4); no warm-up.
+        **kwargs: of :class:`~lit_ssl.module.SSLModule`.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    queue: Tensor
+    queue_position: Tensor
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.2,
+        queue_size: int = 65536,
+        momentum: float = 0.999,
+        momentum_schedule: Literal["constant", "cosine"] = "constant",
+        predictor: bool = False,
+        symmetric: bool = False,
+        projector_layers: int = 2,
+        projector_hidden: int = 2048,
+        projector_dim: int = 128,
+        beta: float = 0.0,
+        tau_plus: float = 0.0,
+        decoupled: bool = False,
+        chunk_size: int | None = None,
+        views: View | None = None,
+        optimizer: str = "sgd",
+        lr: float = 0.03,
+        weight_decay: float = 1e-4,
+        warmup_epochs: float = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            views=views or MoCoViews(),
+            optimizer=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_epochs=warmup_epochs,
+            **kwargs,
+        )
+        check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
+        if not isinstance(queue_size, int) or queue_size < 0:
+            raise ValueError(f"queue_size must be an integer of at least 0, got {queue_size!r}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
+        if momentum_schedule not in ("constant", "cosine"):
+            raise ValueError(f"momentum_schedule must be 'constant' or 'cosine', got {momentum_schedule!r}")
+        self.queue_size, self.momentum, self.momentum_schedule = queue_size, momentum, momentum_schedule
+        self.use_predictor, self.symmetric = predictor, symmetric
+        self.projector_sizes = {"layers": projector_layers, "hidden": projector_hidden, "out": projector_dim}
+        self.contrast = {
+            "temperature": temperature,
+            "beta": beta,
+            "tau_plus": tau_plus,
+            "decoupled": decoupled,
+            "chunk_size": chunk_size,
+        }
+        self._ddp_params_and_buffers_to_ignore = ["queue", "queue_position"]  # alike on all ranks already
+
+    def build_heads(self) -> None:
+        norm = self.use_predictor
+        dim, hidden = self.projector_sizes["out"], self.projector_sizes["hidden"]
+        self.projector = MLPHead(self.num_features, **self.projector_sizes, norm=norm, last_norm=norm)
+        self.predictor = MLPHead(dim, hidden, dim, last_norm=True) if self.use_predictor else nn.Identity()
+        # The key encoder starts as a copy of the query encoder and only ever follows it.
+        self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)
+        self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        if self.queue_size:
+            self.register_buffer("queue", F.normalize(torch.randn(self.queue_size, dim)))
+            self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, batch: Batch) -> Losses:
+        views = [self.normalize(view) for view in batch["views"]]
+        pairs = [(0, 1), (1, 0)] if self.symmetric else [(0, 1)]
+        queries = {q: self.predictor(self.projector(self.backbone(views[q]))) for q, _ in pairs}
+        with torch.no_grad():
+            keys = {k: self.key_projector(self.key_backbone(views[k])) for _, k in pairs}
+        queue = self.queue if self.queue_size else None
+        terms = [info_nce(queries[q], keys[k], queue=queue, **self.contrast) for q, k in pairs]
+        self._keys = list(keys.values())
+        return {"loss": torch.stack(terms).mean()}
+
+    def on_after_backward(self) -> None:
+        """Enqueue the keys of all ranks: after the loss, else each positive would be among its own negatives."""
+        if self.queue_size:
+            keys = gather(F.normalize(torch.cat(self._keys)).to(self.queue))[-self.queue_size :]
+            slots = (self.queue_position + torch.arange(len(keys), device=keys.device)) % self.queue_size
+            self.queue.index_copy_(0, slots, keys)
+            self.queue_position.add_(len(keys)).remainder_(self.queue_size)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The key encoder follows right behind the optimizer, so that a checkpoint holds both after the same step."""
+        super().optimizer_step(*args, **kwargs)
+        self._follow(self.key_backbone, self.backbone)
+        self._follow(self.key_projector, self.projector)
+
+    @torch.no_grad()
+    def _follow(self, key: nn.Module, query: nn.Module) -> None:
+        momentum = self.momentum
+        if self.momentum_schedule == "cosine" and math.isfinite(total := self.trainer.estimated_stepping_batches):
+            momentum = 1 - (1 - momentum) * (1 + math.cos(math.pi * min(self.trainer.global_step / total, 1))) / 2
+        torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)

@@ -1,0 +1,291 @@
+"""SSLModule: what every method shares. Networks from a spec, one loss for all stages, clean embeddings, the optimizer."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+import lit_ssl.views
+from lit_ssl.distributed import all_reduce_sum, rank, world_size
+from lit_ssl.networks import build_backbone, load_backbone, synchronize_batchnorm
+from lit_ssl.optim import build_optimizer, scaled_lr, warmup_cosine
+from lit_ssl.random import isolated, resolve_seed
+from lit_ssl.spec import ImageSpec
+from lit_ssl.views import View, as_batch, clean, with_keys, with_views
+
+__all__ = ["SSLModule"]
+
+Batch = dict[str, Any]
+Losses = dict[str, Tensor]
+
+# Both the data module and the method can make views; Lightning asks the data module, which is what is meant.
+warnings.filterwarnings("ignore", message=r"You have overridden `(on_|transfer_)\w*batch\w*` in both")
+
+
+class SSLModule(LightningModule):
+    """Base class of every method.
+
+    A method adds its heads in :meth:`build_heads` and says what it minimises in :meth:`loss`. Everything else (views
+    made on the device, logging, clean embeddings for probes, optimizer and schedule) is here.
+
+    Args:
+        backbone: a timm model name, ``"convnet"`` (small, for 28 to 64 px), ``"mlp"`` (flattened pixels), or any
+            ``nn.Module`` that maps (B, C, H, W) to (B, D). The default is the field's usual one for small images.
+        pretrained: start from timm's published weights.
+        backbone_options: passed to the backbone's constructor.
+        init_from: path of a checkpoint (of this package, a plain state dict, or safetensors) the backbone starts from.
+        spec: size, channels and statistics of the images; by default taken from the data module.
+        views: the views to learn from, in place of the method's own.
+        seed: of weights and of draws that belong to a step; None takes ``seed_everything``'s, else 0.
+        optimizer: ``adamw``, ``sgd``, ``lars`` or any other name in ``timm.optim``.
+        lr: learning rate for a global batch of 256 images, positive; see ``lr_scaling``.
+        weight_decay: at least 0; never applied to biases, norms, positions, tokens or the logit scale.
+        optimizer_options: further arguments of the optimizer (``momentum``, ``betas``, ...).
+        lr_scaling: how ``lr`` grows with (global batch incl. accumulation) / 256: ``linear`` (Goyal et al. 2017,
+            arXiv:1706.02677), ``sqrt`` (Krizhevsky 2014, arXiv:1404.5997) or ``none``.
+        schedule: ``cosine`` to zero (Loshchilov & Hutter 2017, arXiv:1608.03983) or ``constant``, per optimizer step.
+        warmup_epochs: of linear warm-up, at most a fifth of the run; may be fractional.
+        compile: run the backbone through ``torch.compile``.
+        gradient_checkpointing: recompute the backbone's activations in the backward pass (timm models).
+        channels_last: keep weights and images in that memory format.
+
+    Raises:
+        ValueError: an argument outside its range; the message names argument, value and what is allowed.
+    """
+
+    view_count = 2
+
+    def __init__(
+        self,
+        *,
+        backbone: str | nn.Module = "resnet18",
+        pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        init_from: str | None = None,
+        spec: ImageSpec | None = None,
+        views: View | None = None,
+        seed: int | None = None,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        optimizer_options: dict[str, Any] | None = None,
+        lr_scaling: Literal["linear", "sqrt", "none"] = "linear",
+        schedule: Literal["cosine", "constant"] = "cosine",
+        warmup_epochs: float = 10,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        self.hparams.update({name: _plain(value) for name, value in self.hparams.items()})
+        if not 0 <= warmup_epochs < math.inf:
+            raise ValueError(f"warmup_epochs must be at least 0 and finite, got {warmup_epochs}")
+        if pretrained and init_from is not None:
+            raise ValueError(f"init_from ({init_from!r}) and pretrained=True both set the first weights; give one")
+        if seed is not None:
+            resolve_seed(seed)
+        self.spec = None if spec is None else ImageSpec.of(spec)
+        self.views = _views(views)
+        self.seed = seed
+        self.optimizer_arguments = {
+            "name": optimizer,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "options": optimizer_options,
+        }
+        build_optimizer([("weight", nn.Parameter(torch.zeros(1, 1)))], **self.optimizer_arguments)  # rejects bad ones
+        scaled_lr(lr, 256, lr_scaling)
+        if schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+        self.lr_scaling, self.schedule, self.warmup_epochs = lr_scaling, schedule, warmup_epochs
+        self._architecture = (backbone,)  # in a tuple, so that a given module is registered once, as ``backbone``
+        self._backbone_arguments: dict[str, Any] = {
+            "pretrained": pretrained,
+            "gradient_checkpointing": gradient_checkpointing,
+            "options": backbone_options,
+        }
+        self._init_from, self._compile, self._channels_last = init_from, compile, channels_last
+
+    # Networks
+
+    def configure_model(self) -> None:
+        """Build the networks for the spec, from the module's own seed; a second call does nothing."""
+        if hasattr(self, "backbone"):
+            return
+        datamodule = getattr(self._trainer, "datamodule", None)
+        self.spec = self.spec or getattr(datamodule, "spec", None)
+        if self.spec is None:
+            name = type(self).__name__
+            raise ValueError(f"spec is needed where no data module gives one: {name}(spec=ImageSpec(32, channels=3))")
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(self.spec, name)).view(-1, 1, 1)
+            self.register_buffer(f"pixel_{name}", value, persistent=False)
+        with isolated(resolve_seed(self.seed), "weights"):
+            self.backbone = build_backbone(self._architecture[0], self.spec, **self._backbone_arguments)
+            if self._init_from is not None:
+                load_backbone(self.backbone, self._init_from)
+            self.build_heads()
+        synchronize_batchnorm(self)
+        if self._channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._compile:
+            self.backbone.compile()
+
+    def build_heads(self) -> None:
+        """Add what the method trains beside the backbone; called once, with ``backbone`` and ``spec`` in place."""
+        raise NotImplementedError(f"{type(self).__name__} must define build_heads")
+
+    @property
+    def num_features(self) -> int:
+        """Length of an embedding."""
+        return self.backbone.num_features  # type: ignore[return-value]
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Plain pixels in [0, 1] to the statistics of the spec, in the memory format of the weights."""
+        x = (x - self.pixel_mean) / self.pixel_std
+        return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
+
+    # Representations
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Clean, unmasked images (B, C, H, W) in [0, 1] to representations (B, D)."""
+        return self.backbone(self.normalize(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x)
+
+    @torch.no_grad()
+    def represent(self, image: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) to float32 representations (B, D) of their clean view, in evaluation mode.
+
+        Leaves every training flag as it was.
+        """
+        assert self.spec is not None
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return self.embed(clean(image.to(self.device), self.spec, self.dtype)).float()
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def untrained(self) -> SSLModule:
+        """A twin with its first weights: from the same seed, never pretrained; a given module has its own reset."""
+        arguments = {name: value for name, value in self.hparams.items() if name not in ("_instantiator", "_class_path")}
+        arguments |= {"spec": self.spec, "pretrained": False, "init_from": None, "compile": False}
+        if isinstance(self._architecture[0], nn.Module):
+            arguments["backbone"] = copy.deepcopy(self._architecture[0])
+        twin = type(self)(**arguments)
+        twin.configure_model()
+        if isinstance(self._architecture[0], nn.Module):
+            with isolated(resolve_seed(self.seed), "weights"):
+                for module in twin.backbone.modules():
+                    if callable(reset := getattr(module, "reset_parameters", None)):
+                        reset()
+        return twin.to(self.device, self.dtype).eval()
+
+    # Training
+
+    def loss(self, batch: Batch) -> Losses:
+        """What the method minimises: a dict of scalars, the total under ``loss``. Views are in ``batch["views"]``."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._log_losses("train", batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._log_losses("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._log_losses("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Embeddings (B, D) with the index and label (B,) of each image."""
+        return {"embedding": self.represent(batch["image"]), "index": batch["index"], "label": batch["label"]}
+
+    def _log_losses(self, stage: str, batch: Batch) -> Tensor:
+        if len(batch["views"]) != self.view_count:
+            name, made = type(self).__name__, len(batch["views"])
+            raise ValueError(f"views of {name} must make {self.view_count} views an image, got {made} from {self.views}")
+        losses = self.loss(batch)
+        # Each rank holds its share of the global mean: one small all-reduce gives every rank, and the log, the whole.
+        values = all_reduce_sum(torch.stack([v.detach().float() for v in losses.values()])) / world_size()
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in zip(losses, values.unbind(), strict=True)},
+            batch_size=len(batch["image"]),
+            on_step=stage == "train",
+            on_epoch=stage != "train",
+            prog_bar=stage == "train",
+            sync_dist=stage != "train",
+        )
+        return losses["loss"]
+
+    def configure_optimizers(self) -> Any:
+        total = self.trainer.estimated_stepping_batches
+        batch = self._batch_size() * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        arguments = {**self.optimizer_arguments, "lr": scaled_lr(self.optimizer_arguments["lr"], batch, self.lr_scaling)}
+        optimizer = build_optimizer(self, **arguments)
+        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        warmup = self.warmup_epochs * steps_per_epoch if math.isfinite(steps_per_epoch) else 0
+        scheduler = warmup_cosine(
+            optimizer,
+            warmup_steps=int(min(warmup, total / 5)),
+            total_steps=int(total) if math.isfinite(total) else None,
+            schedule=self.schedule,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def _batch_size(self) -> int:
+        size = getattr(self.trainer.train_dataloader, "batch_size", None)
+        if size is None:
+            raise ValueError("lr_scaling needs the batch size: give a DataLoader with batch_size, or lr_scaling='none'")
+        return size
+
+    # A plain DataLoader of uint8 images; a data module of this package has these hooks itself.
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        trainer = self.trainer
+        epoch = trainer.current_epoch if trainer.training else -1
+        salt = (trainer.global_step if trainer.training else 0, rank())
+        return with_keys(as_batch(batch), resolve_seed(self.seed), epoch, salt=salt)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        key = batch.pop("key")  # stays on the host, where views draw their parameters without a device sync
+        return {**super().transfer_batch_to_device(batch, device, dataloader_idx), "key": key}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.trainer.predicting or self.spec is None:
+            return batch
+        return with_views(batch, self.views, self.spec, self.dtype)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.spec is not None:  # so that the checkpoint loads without the data
+            checkpoint.setdefault("hyper_parameters", {})["spec"] = self.spec.to_dict()
+
+
+def _plain(value: Any) -> Any:
+    """Specs and this package's views as dicts of plain values: a checkpoint holds nothing that needs unpickling."""
+    if isinstance(value, ImageSpec):
+        return value.to_dict()
+    if is_dataclass(value) and type(value).__name__ in lit_ssl.views.__all__:
+        return {"class_path": f"lit_ssl.views.{type(value).__name__}", "init_args": asdict(value)}  # type: ignore[call-overload]
+    return value
+
+
+def _views(value: Any) -> Any:
+    """The views that :func:`_plain` wrote, or ``value`` itself."""
+    if not isinstance(value, Mapping):
+        return value
+    name = str(value["class_path"]).rpartition(".")[2]
+    if name not in lit_ssl.views.__all__:
+        raise ValueError(f"views must be one of lit_ssl.views, got {value['class_path']!r}; pass views=... to load it")
+    return getattr(lit_ssl.views, name)(**value.get("init_args", {}))

@@ -1,0 +1,71 @@
+"""What a method learns about its data: size, channels and the statistics that normalise a pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["ImageSpec"]
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Shape and statistics of the images a method trains on.
+
+    Args:
+        size: height and width in pixels; one integer means a square.
+        channels: number of channels, 1 or more.
+        mean: one value per channel, in [0, 1] pixel units; default 0.5 for each channel.
+        std: one positive value per channel, in [0, 1] pixel units; default 0.5 for each channel.
+
+    Raises:
+        ValueError: a size or channel count below 1, a statistic that is not finite, a standard deviation that is not
+            positive, or a number of statistics that differs from ``channels``.
+    """
+
+    size: int | tuple[int, int]
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(size) != 2 or not all(isinstance(s, int) and s >= 1 for s in size):
+            raise ValueError(f"size must be one or two integers of at least 1, got {self.size!r}")
+        if not isinstance(self.channels, int) or self.channels < 1:
+            raise ValueError(f"channels must be an integer of at least 1, got {self.channels!r}")
+        object.__setattr__(self, "size", size)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, self._statistic(name, getattr(self, name)))
+
+    def _statistic(self, name: str, values: Sequence[float] | None) -> tuple[float, ...]:
+        if values is None:
+            return (0.5,) * self.channels
+        values = tuple(float(v) for v in values)
+        if len(values) != self.channels:
+            raise ValueError(f"{name} must hold one value per channel ({self.channels}), got {len(values)}: {values}")
+        if not all(math.isfinite(v) and (name == "mean" or v > 0) for v in values):
+            raise ValueError(f"{name} must be finite{'' if name == 'mean' else ' and positive'}, got {values}")
+        return values
+
+    @property
+    def height(self) -> int:
+        return self.size[0]  # type: ignore[index]
+
+    @property
+    def width(self) -> int:
+        return self.size[1]  # type: ignore[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, as checkpoints store it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def of(cls, value: ImageSpec | Mapping[str, Any]) -> ImageSpec:
+        """``value`` itself, or the spec that :meth:`to_dict` wrote."""
+        if isinstance(value, cls):
+            return value
+        fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in dict(value).items()}
+        return cls(**fields)
