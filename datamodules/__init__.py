@@ -1,0 +1,26 @@
+"""Where samples come from, in which order, and where views are made."""
+
+from .dataset import ImageTensors, Loader
+from .image_files import CorruptImageError, ImageFiles, decode
+from .image_folder import ImageFolder
+from .module import ImageDataModule
+from .quickstart import Quickstart
+from .sampler import ShardedSampler
+from .standard import CIFAR10, CIFAR100, MNIST, STL10, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "STL10",
+    "CorruptImageError",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFiles",
+    "ImageFolder",
+    "ImageTensors",
+    "Loader",
+    "Quickstart",
+    "ShardedSampler",
+    "decode",
+]

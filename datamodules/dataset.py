@@ -1,0 +1,82 @@
+"""Images in memory, fetched by the batch, and the loader that all data modules use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from lit_ssl.views import Batch
+
+__all__ = ["ImageTensors", "Loader", "collate"]
+
+
+class ImageTensors(Dataset[Batch]):
+    """Images held as one uint8 tensor. A batch is one gather, not B items and a collation.
+
+    Args:
+        images: uint8 (N, C, H, W); need not be contiguous.
+        labels: int64 (N,), -1 for an image that has none; None where no image has one.
+
+    Raises:
+        TypeError: ``images`` are not uint8, or ``labels`` are not integers.
+        ValueError: shapes other than these, or no images at all.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, 0 to 255, got {images.dtype}")
+        if images.ndim != 4 or not len(images):
+            raise ValueError(f"images must have shape (N, C, H, W) with N at least 1, got {tuple(images.shape)}")
+        if labels is None:
+            labels = torch.full((len(images),), -1)
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise TypeError(f"labels must be integers, got {labels.dtype}")
+        if labels.shape != (len(images),):
+            raise ValueError(f"labels must have shape ({len(images)},), one per image, got {tuple(labels.shape)}")
+        self.images = images
+        self.labels = labels.to(torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Batch:
+        """One sample: ``image`` uint8 (C, H, W), ``label`` and ``index`` int64 scalars."""
+        if not -1 <= i < len(self):
+            raise IndexError(f"index {i} is out of range for {len(self)} images")
+        return {name: rows[0] for name, rows in self.__getitems__([i]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A batch: ``image`` uint8 (B, C, H, W), ``label`` and ``index`` int64 (B,).
+
+        Index -1 is a padding row: some image, with label and index -1.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        row = index.clamp(min=0)
+        label = torch.where(index < 0, -1, self.labels[row])
+        return {"image": self.images.index_select(0, row), "label": label, "index": index}
+
+
+def collate(batch: Any) -> Batch:
+    """A batch that ``__getitems__`` made passes as it is; a list of samples is stacked."""
+    return batch if isinstance(batch, dict) else cast(Batch, default_collate(batch))
+
+
+class Loader(DataLoader[Batch]):
+    """A ``DataLoader`` that starts nothing before its first batch is asked for.
+
+    Lightning creates iterators before it restores its counters; workers would then prefetch the wrong epoch.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the place in the epoch is the trainer's, which the sampler reads. Tells Lightning we can resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""

@@ -1,0 +1,184 @@
+"""Any folder of one's own images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_ssl.spec import ImageSpec
+from lit_ssl.views import View
+
+from .image_files import EXTENSIONS, ImageFiles, find_images
+from .module import ImageDataModule, check_integer
+
+__all__ = ["ImageFolder"]
+
+# ImageNet's RGB statistics, and their mean for gray, as timm takes it for models of one channel.
+_MEAN: dict[int, tuple[float, ...]] = {1: (0.449,), 3: (0.485, 0.456, 0.406), 4: (0.485, 0.456, 0.406, 0.5)}
+_STD: dict[int, tuple[float, ...]] = {1: (0.226,), 3: (0.229, 0.224, 0.225), 4: (0.229, 0.224, 0.225, 0.5)}
+
+_HELD_OUT = ("val", "valid", "validation", "test")
+
+
+class ImageFolder(ImageDataModule):
+    """A folder of images: nested or flat, any format and mode that Pillow reads, labelled by sub-folder or not at all.
+
+    Held out are, in this order: the images of ``val_root``; those of ``root/val`` (or ``valid``, ``validation``,
+    ``test``), where ``root`` has that and ``train``, which is then all that trains; else the ``val_fraction`` of all
+    images whose paths have the smallest hashes. That choice is the same in every run, on every machine, and adding
+    files hardly changes it.
+
+    Files are decoded when needed (see :func:`~lit_ssl.datamodules.decode` for modes, orientation and transparency) to
+    their central square of ``load_size`` pixels; views and clean images are made from that on the device.
+
+    Args:
+        root: the folder. Hidden files and files that are not images are left out.
+        batch_size, seed, views: see :class:`ImageDataModule`.
+        num_workers: decoding processes per loader; None takes one per core, 8 at most, shared among the processes of a
+            machine.
+        image_size: height and width of views and clean images; None is 224.
+        load_size: side of the decoded square; default 8/7 of ``image_size``, as 256 is to 224.
+        channels: 1 (gray), 3 (RGB; default) or 4 (RGBA); every file is converted.
+        labels: ``folder``: the first-level sub-folder is the class; images outside of any have none. ``none``: no
+            labels. ``auto`` (default): ``folder`` if there are at least two sub-folders with images.
+        val_fraction: share of the images to hold out, from 0 (nothing) to below 1; default 0.1.
+        val_root: a folder of held-out images, with sub-folders named as those of ``root``.
+        max_corrupt: how many files of each split may be broken; see :class:`~lit_ssl.datamodules.ImageFiles`. Default
+            0: the first one is an error.
+        mean, std: of each channel, in [0, 1]; default ImageNet's.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        batch_size: int = 256,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        views: View | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        load_size: int | None = None,
+        channels: int = 3,
+        labels: Literal["auto", "folder", "none"] = "auto",
+        val_fraction: float = 0.1,
+        val_root: str | Path | None = None,
+        max_corrupt: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(root, batch_size, num_workers, seed, views, image_size)
+        if channels not in _MEAN:
+            raise ValueError(f"channels must be 1 (gray), 3 (RGB) or 4 (RGBA), got {channels!r}")
+        if labels not in ("auto", "folder", "none"):
+            raise ValueError(f"labels must be 'auto', 'folder' or 'none', got {labels!r}")
+        if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be from 0 to below 1, got {val_fraction!r}")
+        check_integer("max_corrupt", max_corrupt, 0)
+        if load_size is not None:
+            check_integer("load_size", load_size, 1)
+        self.spec = ImageSpec(
+            self.image_size or 224,
+            channels,
+            _MEAN[channels] if mean is None else tuple(mean),
+            _STD[channels] if std is None else tuple(std),
+        )
+        self.load_size = load_size or round(max(self.spec.height, self.spec.width) * 8 / 7)
+        self.labels = labels
+        self.val_fraction = val_fraction
+        self.val_root = None if val_root is None else Path(val_root).expanduser()
+        self.max_corrupt = max_corrupt
+
+    def default_workers(self) -> int:
+        local = self.trainer.num_devices if self.trainer is not None else 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(cores, 8) // local)
+
+    def load(self) -> None:
+        train, held_out = self._splits()
+        same = train[0] == held_out[0]  # then a rare class may be held out in full
+        classes = self._classes(train[1] + held_out[1] if same else train[1])
+        if classes is not None:
+            unknown = sorted({_folder(path) for path in held_out[1]} - {None, *classes}, key=str)
+            if unknown:
+                raise ValueError(
+                    f"{held_out[0]} holds the sub-folder {unknown[0]!r}, which is no class of {train[0]}: "
+                    f"{', '.join(classes[:20])}{', …' if len(classes) > 20 else ''}"
+                )
+            self.class_names, self.num_classes = classes, len(classes)
+        self.train_set = self._files(*train, classes, substitute=True)
+        self.val_set = self._files(*held_out, classes, substitute=False) if held_out[1] else None
+        self.labelled_set = None if classes is None else self.train_set
+
+    def _splits(self) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
+        """Folder and paths of the images to train on, and of those held out."""
+        train = self.root / "train"
+        val = next((self.root / name for name in _HELD_OUT if (self.root / name).is_dir()), None)
+        if self.val_root is not None:
+            if _below(self.root, self.val_root) is not None:
+                raise ValueError(f"val_root={str(self.val_root)!r} holds root={str(self.root)!r}: nothing is held out")
+            inside = _below(self.val_root, self.root)
+            rest = [path for path in _found(self.root) if inside is None or not path.startswith(inside)]
+            if not rest:
+                raise ValueError(f"val_root={str(self.val_root)!r} holds all images of root={str(self.root)!r}")
+            return (self.root, rest), (self.val_root, _found(self.val_root))
+        if train.is_dir() and val is not None:
+            return (train, _found(train)), (val, _found(val))
+        paths = _found(self.root)
+        count = min(max(1, round(self.val_fraction * len(paths))) if self.val_fraction else 0, len(paths) - 1)
+        held_out = set(sorted(paths, key=_hash)[:count])
+        rest = [path for path in paths if path not in held_out]
+        return (self.root, rest), (self.root, sorted(held_out))
+
+    def _classes(self, paths: list[str]) -> list[str] | None:
+        found = sorted({name for path in paths if (name := _folder(path)) is not None})
+        if self.labels == "none" or (self.labels == "auto" and len(found) < 2):
+            return None
+        if not found:
+            raise ValueError(f"labels='folder', but the images of {self.root} lie in no sub-folders; use labels='none'")
+        return found
+
+    def _files(self, root: Path, paths: list[str], classes: list[str] | None, substitute: bool) -> ImageFiles:
+        number: dict[Any, int] = {name: i for i, name in enumerate(classes or [])}
+        labels: Tensor = torch.tensor([number.get(_folder(path), -1) for path in paths], dtype=torch.int64)
+        return ImageFiles(
+            root,
+            paths,
+            labels,
+            size=self.load_size,
+            channels=self.spec.channels,
+            max_corrupt=self.max_corrupt,
+            substitute=substitute,
+        )
+
+
+def _below(folder: Path, root: Path) -> str | None:
+    """How paths of images in ``folder`` begin, relative to ``root``; None if it does not lie inside."""
+    folder, root = folder.resolve(), root.resolve()
+    return folder.relative_to(root).as_posix() + "/" if folder.is_relative_to(root) else None
+
+
+def _hash(path: str) -> bytes:
+    return hashlib.blake2b(os.fsencode(path)).digest()
+
+
+def _folder(path: str) -> str | None:
+    """The first-level sub-folder that ``path`` lies in."""
+    name, slash, _ = path.partition("/")
+    return name if slash else None
+
+
+def _found(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root.absolute()}; say with --data.root where the images are")
+    paths = find_images(root)
+    if not paths:
+        raise FileNotFoundError(f"no images in {root.absolute()}; looked for files that end in {' '.join(EXTENSIONS)}")
+    return paths

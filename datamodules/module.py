@@ -1,0 +1,235 @@
+"""The base of all data modules: order, keys and views. A subclass says where images come from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_ssl.random import resolve_seed
+from lit_ssl.spec import ImageSpec
+from lit_ssl.views import Batch, View, as_batch, with_keys, with_views
+
+from .dataset import Loader, collate
+from .sampler import ShardedSampler
+
+__all__ = ["ImageDataModule"]
+
+
+class ImageDataModule(LightningDataModule):
+    """Serves batches as dicts (``image``, ``label``, ``index``, ``key``, ``views``; see :mod:`lit_ssl.views`).
+
+    The views are made on the device, by the ``views`` given here or else by those of the module in training. To serve
+    data of your own, subclass, set ``spec`` in ``__init__``, and in :meth:`load` set ``train_set`` and ``val_set``
+    to map datasets whose ``__getitems__`` gives batches, such as :class:`ImageTensors`.
+
+    Attributes:
+        spec: the :class:`~lit_ssl.ImageSpec`, known from construction.
+        train_set: what pretraining sees; after ``setup``.
+        val_set: held-out images, which ``validate``, ``test`` and ``predict`` use; None if there are none.
+        labelled_set: labelled images to train probes on, usually ``train_set`` itself; None without labels.
+        num_classes, class_names: None without labels.
+
+    Args:
+        root: folder of the data.
+        batch_size: images per process and step; default 256.
+        num_workers: worker processes per loader; None takes what suits the data: 0 for images in memory, where a fetch
+            costs less than handing a batch from process to process.
+        seed: of order and views; None takes that of ``seed_everything``, or 0.
+        views: makes the views, instead of the method's own.
+        image_size: height and width of views and clean images; None is the data's own size.
+        download: whether ``prepare_data`` may fetch missing data from the internet.
+
+    Raises:
+        TypeError, ValueError: an argument out of range.
+    """
+
+    spec: ImageSpec
+    native: ClassVar[ImageSpec | None] = None  # the spec of a data set whose images are all alike
+
+    def __init__(
+        self,
+        root: str | Path = "data",
+        batch_size: int = 256,
+        num_workers: int | None = None,
+        seed: int | None = None,
+        views: View | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        check_integer("batch_size", batch_size, 1)
+        if num_workers is not None:
+            check_integer("num_workers", num_workers, 0)
+        if seed is not None:
+            resolve_seed(seed)
+        if views is not None and not callable(views):
+            raise TypeError(f"views must be callable, as those of lit_ssl.views are, got {views!r}")
+        for side in image_size if isinstance(image_size, tuple | list) else [image_size]:
+            if side is not None:
+                check_integer("image_size", side, 1)
+        self.root = Path(root).expanduser()
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.views = views
+        self.image_size = tuple(image_size) if isinstance(image_size, list) else image_size
+        if self.native is not None:
+            self.spec = replace(self.native, size=cast(Any, self.image_size) or self.native.size)
+        self.download = download
+        self.train_set: Dataset[Batch] | None = None
+        self.val_set: Dataset[Batch] | None = None
+        self.labelled_set: Dataset[Batch] | None = None
+        self.num_classes: int | None = None
+        self.class_names: list[str] | None = None
+        self.run_seed = 0
+
+    def load(self) -> None:
+        """Sets ``train_set``, ``val_set``, ``labelled_set``, ``num_classes`` and ``class_names``."""
+        raise NotImplementedError(f"{type(self).__name__} must define load()")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the data, once.
+
+        Raises:
+            FileNotFoundError: the data is not there; says where it was looked for and how to get it.
+            ValueError: fewer training images than one global batch.
+        """
+        self.run_seed = resolve_seed(self.seed)
+        if self.train_set is None:
+            self.load()
+        if stage == "fit":
+            self._sampler(self._training_set(), shuffle=True)  # too few images: say so before networks are built
+        if not self._workers():
+            warnings.filterwarnings("ignore", r"The '\w+_dataloader' does not have many workers")
+
+    def _training_set(self) -> Dataset[Batch]:
+        if self.train_set is None:
+            raise RuntimeError(f"{type(self).__name__} has no data yet: call setup() first")
+        return self.train_set
+
+    # Loaders
+
+    def default_workers(self) -> int:
+        """Worker processes where ``num_workers`` is None."""
+        return 0
+
+    def _workers(self) -> int:
+        return self.default_workers() if self.num_workers is None else self.num_workers
+
+    def _sampler(
+        self, dataset: Dataset[Batch], shuffle: bool, position: Callable[[], tuple[int, int]] | None = None
+    ) -> ShardedSampler:
+        return ShardedSampler(
+            cast(Any, dataset),
+            self.batch_size,
+            num_replicas=self.trainer.world_size if self.trainer is not None else 1,
+            rank=self.trainer.global_rank if self.trainer is not None else 0,
+            shuffle=shuffle,
+            seed=self.run_seed,
+            position=position,
+        )
+
+    def _loader(self, dataset: Dataset[Batch], sampler: ShardedSampler) -> Loader:
+        workers = self._workers()
+        return Loader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else every iterator draws a number from the global generator
+        )
+
+    def loader(self, dataset: Dataset[Batch], shuffle: bool = False) -> Loader:
+        """Batches of any of the sets, without keys and views: for evaluation outside Lightning's loops.
+
+        Under several processes each gets its share, the same number of batches. A row whose ``index`` is -1 is padding
+        and must be left out.
+
+        Args:
+            dataset: such as ``train_set`` or ``labelled_set``.
+            shuffle: a keyed permutation that drops the last incomplete global batch, instead of the data set's order.
+        """
+        return self._loader(dataset, self._sampler(dataset, shuffle))
+
+    def _position(self) -> tuple[int, int]:
+        """The trainer's epoch, and how many of its batches are done; exact after a resume, too."""
+        trainer = cast(Any, self.trainer)
+        loop = trainer.fit_loop
+        done = loop.epoch_loop.batch_progress.current.ready if trainer.training else 0  # else: iterated by hand
+        return loop.epoch_progress.current.processed, done
+
+    def train_dataloader(self) -> Loader:
+        dataset = self._training_set()
+        position = self._position if self.trainer is not None else None
+        return self._loader(dataset, self._sampler(dataset, shuffle=True, position=position))
+
+    def _held_out(self) -> Any:
+        self._training_set()
+        return [] if self.val_set is None else self.loader(self.val_set)
+
+    def val_dataloader(self) -> Any:
+        return self._held_out()
+
+    def test_dataloader(self) -> Any:
+        return self._held_out()
+
+    def predict_dataloader(self) -> Any:
+        return self._held_out()
+
+    # Keys and views
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Adds ``key``; in evaluation drops padding rows, here, where ``index`` is still on the host."""
+        indexed = isinstance(batch, dict) and "index" in batch
+        batch = as_batch(batch)
+        trainer = cast(Any, self.trainer)
+        if trainer.training:
+            return with_keys(batch, self.run_seed, trainer.current_epoch, (trainer.global_step, trainer.global_rank))
+        batch = _without_padding(batch) if indexed else batch
+        return with_keys(batch, self.run_seed, -1, (dataloader_idx, trainer.global_rank))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Moves all but ``key``, from which random decisions are drawn on the host."""
+        rest = {name: value for name, value in batch.items() if name != "key"}
+        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "key": batch["key"]}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Adds ``views``, but where predicting, for the spec that the module was built with."""
+        trainer = cast(Any, self.trainer)
+        module = trainer.lightning_module
+        views = self.views if self.views is not None else getattr(module, "views", None)
+        if views is None or trainer.predicting:
+            return batch
+        spec = getattr(module, "spec", None) or self.spec
+        return with_views(batch, views, ImageSpec.of(spec), module.dtype)
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _without_padding(batch: Batch) -> Batch:
+    """``batch`` without the rows of index -1, which a sampler added or which could not be read."""
+    keep = batch["index"] >= 0
+    if bool(keep.all()):
+        return batch
+    rows = keep.nonzero().flatten()
+    taken: Batch = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            taken[name] = value[rows]
+        else:
+            taken[name] = [value[int(r)] for r in rows] if isinstance(value, list) else value
+    return taken
