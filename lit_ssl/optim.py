@@ -1,0 +1,257 @@
+"""Which parameters decay, at which learning rate, and how it moves. The optimizers are torch's and timm's."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import timm.optim
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["NO_DECAY", "build_optimizer", "parameter_groups", "scaled_lr", "warmup_cosine"]
+
+NO_DECAY = (
+    "bias",
+    "pos_embed",
+    "pos_embedding",
+    "position_embedding",
+    "position_embeddings",
+    "positional_embedding",
+    "relative_position_bias_table",
+    "cls_token",
+    "class_token",
+    "dist_token",
+    "mask_token",
+    "reg_token",
+    "reg_tokens",
+    "register_token",
+    "register_tokens",
+    "logit_scale",
+    "logit_bias",
+)
+"""Endings of names whose parameters never decay, besides everything of one dimension or none (biases, norms)."""
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+def _exempt_by_module(module: nn.Module) -> set[int]:
+    """Parameters (by identity) that a module's own nature exempts: norms, and its ``no_weight_decay()`` names."""
+    exempt: set[int] = set()
+    for child in module.modules():
+        if isinstance(child, _NORMS):
+            exempt.update(map(id, child.parameters(recurse=False)))
+        own = getattr(child, "no_weight_decay", None)  # timm's convention: a method that returns names or patterns
+        if callable(own):
+            patterns = list(own())
+            for name, parameter in child.named_parameters():
+                if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+                    exempt.add(id(parameter))
+    return exempt
+
+
+def parameter_groups(
+    parameters: nn.Module | NamedParameters, weight_decay: float, no_decay: Sequence[str] = NO_DECAY
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters into those that decay and those that do not.
+
+    Exempt from decay are parameters of at most one dimension (biases, the affine part of norms), those of norm layers,
+    those with a part of their dotted name that ends in one of ``no_decay`` (position embeddings, CLS, mask and register
+    tokens, logit scale and bias; ``decoder_pos_embed`` ends in ``pos_embed``), and those that a submodule's
+    ``no_weight_decay()`` names (timm).
+
+    Args:
+        parameters: a module, or (name, parameter) pairs. From pairs, only the shape and the name can be judged.
+        weight_decay: coefficient of the decaying group, 0 or more.
+        no_decay: endings of name parts that are exempt.
+
+    Returns:
+        At most two groups, ``{"params": [...], "weight_decay": w}``, decaying first, in the order of the model. Frozen
+        parameters are left out; every trainable one is in exactly one group, also where it is shared. An empty group
+        is left out.
+
+    Raises:
+        ValueError: ``weight_decay`` is negative or not finite, or no parameter is trainable.
+    """
+    _require_number("weight_decay", weight_decay, positive=False)
+    exempt: set[int] = set()
+    if isinstance(parameters, nn.Module):
+        exempt = _exempt_by_module(parameters)
+        parameters = parameters.named_parameters()
+    endings = tuple(no_decay)
+    decaying: list[nn.Parameter] = []
+    constant: list[nn.Parameter] = []
+    seen: set[int] = set()
+    for name, parameter in parameters:
+        if not parameter.requires_grad or id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        by_name = any(part.endswith(endings) for part in name.split("."))
+        keep = parameter.ndim <= 1 or by_name or id(parameter) in exempt
+        (constant if keep else decaying).append(parameter)
+    if not seen:
+        raise ValueError("no parameter is trainable: every requires_grad is False, or the module has no parameters")
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": constant, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    parameters: nn.Module | NamedParameters,
+    *,
+    name: str = "adamw",
+    lr: float,
+    weight_decay: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """An optimizer by name over :func:`parameter_groups`.
+
+    ``"adamw"`` and ``"adam"`` are torch's. ``"sgd"`` is torch's with momentum 0.9 and no Nesterov step (as MoCo has it;
+    He et al. 2019, arXiv:1911.05722, section 3.3; timm's own default is Nesterov). ``"lars"`` is timm's with momentum
+    0.9 and trust coefficient 0.001 (You et al. 2017, arXiv:1708.03888); parameters that do not decay are not adapted
+    either, as in SimCLR (Chen et al. 2020, arXiv:2002.05709), and those that could decay are adapted at weight decay 0
+    too. Every other name is looked up in ``timm.optim`` (``timm.optim.list_optimizers()``).
+
+    torch chooses its multi-tensor (foreach) kernels by itself on CUDA. Fused ones are one option away
+    (``options={"fused": True}``); they are not the default because Lightning refuses gradient clipping with them under
+    ``16-mixed``.
+
+    Args:
+        parameters: a module, or (name, parameter) pairs.
+        name: any case; ``lookahead_`` in front wraps timm's Lookahead around it.
+        lr: learning rate, positive.
+        weight_decay: coefficient, 0 or more, as the optimizer understands it (decoupled in AdamW, L2 in SGD and LARS).
+        options: further arguments of the optimizer, such as ``{"betas": [0.9, 0.95]}``.
+
+    Raises:
+        ValueError: an unknown name (the message lists close ones), a learning rate or weight decay out of range, or
+            options that the optimizer does not take.
+    """
+    _require_number("lr", lr, positive=True)
+    _require_number("weight_decay", weight_decay, positive=False)
+    name, kind = _known(name)
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(options or {}).items()}
+    for reserved in ("lr", "weight_decay", "params"):
+        if reserved in options:
+            raise ValueError(f"optimizer_options must not hold {reserved!r}: it has its own argument")
+    if kind == "sgd":
+        options.setdefault("nesterov", False)
+    groups = parameter_groups(parameters, 1.0)  # 1 marks the group that decays, whatever the coefficient is
+    for group in groups:
+        if kind in ("lars", "larc", "nlars", "nlarc"):
+            # timm adapts the groups that decay; at weight decay 0 that would be none: plain SGD, without a word
+            group.setdefault("always_adapt", options.get("always_adapt", group["weight_decay"] > 0))
+        group["weight_decay"] *= weight_decay
+    try:
+        return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {name!r} does not work with optimizer_options {options!r}: {error}") from error
+    except (ImportError, AssertionError) as error:
+        raise ValueError(f"optimizer {name!r} cannot be used here: {error}") from error
+
+
+def scaled_lr(lr: float, batch: int, rule: Literal["linear", "sqrt", "none"] = "linear", base: int = 256) -> float:
+    """The learning rate for an effective global batch (rows x devices x accumulated steps).
+
+    Args:
+        lr: learning rate at a batch of ``base``, positive.
+        batch: effective global batch, 1 or more.
+        rule: ``"linear"``, lr x batch / base (Goyal et al. 2017, arXiv:1706.02677); ``"sqrt"``,
+            lr x sqrt(batch / base) (SimCLR's appendix B.1 in spirit, arXiv:2002.05709); ``"none"``, lr itself.
+        base: the batch that ``lr`` is stated for; 256 in Goyal, MoCo v3 and MAE.
+
+    Raises:
+        ValueError: an argument out of range or an unknown rule.
+    """
+    _require_number("lr", lr, positive=True)
+    for argument, value in (("batch", batch), ("base", base)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
+    factors = {"linear": batch / base, "sqrt": math.sqrt(batch / base), "none": 1.0}
+    if rule not in factors:
+        raise ValueError(f"lr_scaling must be one of {', '.join(factors)}, got {rule!r}")
+    return lr * factors[rule]
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer,
+    *,
+    warmup_steps: int,
+    total_steps: float | None,
+    final: float = 0.0,
+    schedule: Literal["cosine", "constant"] = "cosine",
+) -> LambdaLR:
+    """Linear warm-up, then half a cosine (Loshchilov & Hutter 2016, arXiv:1608.03983), per optimizer step.
+
+    With W warm-up and T total steps, step s = 0, 1, ... runs at the peak learning rate times (s + 1) / W during
+    warm-up, so the first step is not wasted on a rate of zero; then times
+    final + (1 - final) (1 + cos(pi (s - W) / (T - W))) / 2, whose last step, s = T - 1, is just above ``final``; from
+    T on it is ``final``. A pure function of the step: the step alone is what resuming restores, so a run that is
+    resumed with another T follows the new curve.
+
+    Args:
+        optimizer: its groups' present learning rates are the peaks.
+        warmup_steps: optimizer steps of warm-up, 0 or more; a warm-up longer than the run warns, for the peak is never
+            reached.
+        total_steps: optimizer steps of the whole run; None, -1 or infinity for a run without an end, which stays at
+            the peak after warm-up.
+        final: where the cosine ends, as a fraction of the peak, from 0 to 1.
+        schedule: ``"cosine"``, or ``"constant"`` to stay at the peak after warm-up.
+
+    Raises:
+        ValueError: an argument out of range or an unknown schedule.
+    """
+    if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be an integer of at least 0, got {warmup_steps!r}")
+    if total_steps is None or total_steps == -1:
+        total_steps = math.inf
+    if not total_steps >= 1:
+        raise ValueError(f"total_steps must be at least 1, or None or -1 for no end, got {total_steps!r}")
+    if not 0 <= final <= 1:
+        raise ValueError(f"final must be a fraction of the peak from 0 to 1, got {final!r}")
+    if schedule not in ("cosine", "constant"):
+        raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+    if warmup_steps > total_steps:
+        warnings.warn(
+            f"the warm-up ({warmup_steps} steps) is longer than the run ({total_steps:g} steps): the learning rate "
+            "never reaches its peak; shorten warmup_epochs or train longer",
+            stacklevel=2,
+        )
+    falling = schedule == "cosine" and math.isfinite(total_steps)
+
+    def factor(step: int) -> float:
+        if falling and step >= total_steps:
+            return final
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if not falling:
+            return 1.0
+        done = (step - warmup_steps) / (total_steps - warmup_steps)
+        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def _known(name: str) -> tuple[str, str]:
+    """The name in lower case and the optimizer inside it (behind ``lookahead_``)."""
+    lowered = str(name).lower()
+    kind = lowered.removeprefix("lookahead_")
+    names = [str(known) for known in timm.optim.list_optimizers()]
+    if kind not in names:
+        close = difflib.get_close_matches(kind, names, n=5, cutoff=0.5) or ["adamw", "sgd", "lars", "lamb", "lion"]
+        raise ValueError(f"optimizer {name!r} is unknown; did you mean {', '.join(close)}? All: {', '.join(names)}")
+    return lowered, kind
+
+
+def _require_number(argument: str, value: float, *, positive: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (positive and value == 0):
+        raise ValueError(
+            f"{argument} must be a finite number {'above 0' if positive else 'of at least 0'}, got {value!r}"
+        )
