@@ -1,4 +1,4 @@
-"""SSLModule: what every method shares. Networks from a spec, one loss for all stages, clean embeddings, the optimizer."""
+"""SSLModule: what all methods share, from networks built for a spec to embeddings, logging and the optimizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -61,7 +61,10 @@ class SSLModule(LightningModule):
         ValueError: an argument outside its range; the message names argument, value and what is allowed.
     """
 
-    view_count = 2
+    view_count = 2  # how many views an image the loss expects
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class SSLModule(LightningModule):
         self.spec = None if spec is None else ImageSpec.of(spec)
         self.views = _views(views)
         self.seed = seed
-        self.optimizer_arguments = {
+        self.optimizer_arguments: dict[str, Any] = {
             "name": optimizer,
             "lr": lr,
             "weight_decay": weight_decay,
@@ -173,14 +176,16 @@ class SSLModule(LightningModule):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            return self.embed(clean(image.to(self.device), self.spec, self.dtype)).float()
+            return self.embed(clean(image.to(self.device), self.spec, cast(torch.dtype, self.dtype))).float()
         finally:
             for module, training in modes:
                 module.training = training
 
     def untrained(self) -> SSLModule:
         """A twin with its first weights: from the same seed, never pretrained; a given module has its own reset."""
-        arguments = {name: value for name, value in self.hparams.items() if name not in ("_instantiator", "_class_path")}
+        arguments = {
+            name: value for name, value in self.hparams.items() if name not in ("_instantiator", "_class_path")
+        }
         arguments |= {"spec": self.spec, "pretrained": False, "init_from": None, "compile": False}
         if isinstance(self._architecture[0], nn.Module):
             arguments["backbone"] = copy.deepcopy(self._architecture[0])
@@ -215,7 +220,9 @@ class SSLModule(LightningModule):
     def _log_losses(self, stage: str, batch: Batch) -> Tensor:
         if len(batch["views"]) != self.view_count:
             name, made = type(self).__name__, len(batch["views"])
-            raise ValueError(f"views of {name} must make {self.view_count} views an image, got {made} from {self.views}")
+            raise ValueError(
+                f"views of {name} must make {self.view_count} views an image, got {made} from {self.views}"
+            )
         losses = self.loss(batch)
         # Each rank holds its share of the global mean: one small all-reduce gives every rank, and the log, the whole.
         values = all_reduce_sum(torch.stack([v.detach().float() for v in losses.values()])) / world_size()
@@ -230,9 +237,13 @@ class SSLModule(LightningModule):
         return losses["loss"]
 
     def configure_optimizers(self) -> Any:
+        self.trainer.fit_loop.setup_data()  # what follows asks for the loader's length and batch size
         total = self.trainer.estimated_stepping_batches
         batch = self._batch_size() * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        arguments = {**self.optimizer_arguments, "lr": scaled_lr(self.optimizer_arguments["lr"], batch, self.lr_scaling)}
+        arguments = {
+            **self.optimizer_arguments,
+            "lr": scaled_lr(self.optimizer_arguments["lr"], batch, self.lr_scaling),
+        }
         optimizer = build_optimizer(self, **arguments)
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup = self.warmup_epochs * steps_per_epoch if math.isfinite(steps_per_epoch) else 0
@@ -265,7 +276,7 @@ class SSLModule(LightningModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer.predicting or self.spec is None:
             return batch
-        return with_views(batch, self.views, self.spec, self.dtype)
+        return with_views(batch, self.views, self.spec, cast(torch.dtype, self.dtype))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.spec is not None:  # so that the checkpoint loads without the data
@@ -276,8 +287,8 @@ def _plain(value: Any) -> Any:
     """Specs and this package's views as dicts of plain values: a checkpoint holds nothing that needs unpickling."""
     if isinstance(value, ImageSpec):
         return value.to_dict()
-    if is_dataclass(value) and type(value).__name__ in lit_ssl.views.__all__:
-        return {"class_path": f"lit_ssl.views.{type(value).__name__}", "init_args": asdict(value)}  # type: ignore[call-overload]
+    if is_dataclass(value) and not isinstance(value, type) and type(value).__name__ in lit_ssl.views.__all__:
+        return {"class_path": f"lit_ssl.views.{type(value).__name__}", "init_args": asdict(value)}
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["ImageSpec"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ImageSpec:
     """Shape and statistics of the images a method trains on.
 
@@ -25,20 +25,27 @@ class ImageSpec:
             positive, or a number of statistics that differs from ``channels``.
     """
 
-    size: int | tuple[int, int]
-    channels: int = 3
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(size) != 2 or not all(isinstance(s, int) and s >= 1 for s in size):
-            raise ValueError(f"size must be one or two integers of at least 1, got {self.size!r}")
-        if not isinstance(self.channels, int) or self.channels < 1:
-            raise ValueError(f"channels must be an integer of at least 1, got {self.channels!r}")
-        object.__setattr__(self, "size", size)
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, self._statistic(name, getattr(self, name)))
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        channels: int = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides):
+            raise ValueError(f"size must be one or two integers of at least 1, got {size!r}")
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(f"channels must be an integer of at least 1, got {channels!r}")
+        object.__setattr__(self, "size", sides)
+        object.__setattr__(self, "channels", channels)
+        object.__setattr__(self, "mean", self._statistic("mean", mean))
+        object.__setattr__(self, "std", self._statistic("std", std))
 
     def _statistic(self, name: str, values: Sequence[float] | None) -> tuple[float, ...]:
         if values is None:
@@ -52,20 +59,20 @@ class ImageSpec:
 
     @property
     def height(self) -> int:
-        return self.size[0]  # type: ignore[index]
+        return self.size[0]
 
     @property
     def width(self) -> int:
-        return self.size[1]  # type: ignore[index]
+        return self.size[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, as checkpoints store it."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
     def of(cls, value: ImageSpec | Mapping[str, Any]) -> ImageSpec:
         """``value`` itself, or the spec that :meth:`to_dict` wrote."""
-        if isinstance(value, cls):
+        if isinstance(value, ImageSpec):
             return value
-        fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in dict(value).items()}
-        return cls(**fields)
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return cls(**plain)

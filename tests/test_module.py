@@ -97,8 +97,10 @@ def test_a_module_of_ones_own_is_a_backbone(spec, loader, make_trainer, tmp_path
 
 
 @pytest.mark.parametrize("method_class", [SimCLR, MoCo])
-def test_a_checkpoint_loads_without_data_or_unpickling(method_class, spec, tiny, loader, make_trainer, tmp_path, images):
-    method = method_class(views=SimCLRViews(crop_scale=(0.3, 1.0)), **tiny, spec=spec)
+def test_a_checkpoint_loads_without_data_or_unpickling(
+    method_class, spec, tiny, loader, make_trainer, tmp_path, images
+):
+    method = method_class(views=SimCLRViews(scale=(0.3, 1.0)), **tiny, spec=spec)
     trainer = make_trainer()
     trainer.fit(method, loader)
     trainer.save_checkpoint(tmp_path / "a.ckpt")

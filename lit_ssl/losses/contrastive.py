@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_ssl.distributed import gather, rank, row_counts, world_size
 
-__all__ = ["check_contrastive", "info_nce", "nt_xent"]
+__all__ = ["contrastive_options", "info_nce", "nt_xent"]
 
 
 def nt_xent(
@@ -49,7 +50,7 @@ def nt_xent(
     Raises:
         ValueError: shapes that differ or are not (B, D), or an option outside its range.
     """
-    check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
+    contrastive_options(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
     z1, z2 = _pair("z1", z1, "z2", z2)
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = _unit(z1), _unit(z2)
@@ -101,7 +102,7 @@ def info_nce(
     Raises:
         ValueError: shapes that differ or are not (B, D), a queue that is not (K, D), or an option outside its range.
     """
-    check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
+    contrastive_options(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
     query, key = _pair("query", query, "key", key)
     if queue is not None and (queue.ndim != 2 or queue.shape[1] != query.shape[1]):
         raise ValueError(f"queue must be (K, {query.shape[1]}), got {tuple(queue.shape)}")
@@ -161,7 +162,7 @@ def _debias(log_negatives: Tensor, positive: Tensor, negatives: int, temperature
 
 
 def _sum_rows(fn: Callable[..., Tensor], *rows: Tensor, chunk_size: int | None) -> Tensor:
-    """The sum of ``fn`` over all rows: at once, or block by block with each block's work redone in the backward pass."""
+    """The sum of ``fn`` over all rows: at once, or block by block, each block's work redone in the backward pass."""
     if chunk_size is None or len(rows[0]) <= chunk_size:
         return fn(*rows).sum()
 
@@ -184,11 +185,18 @@ def _pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> tuple[Tensor, Tenso
     return a, b
 
 
-def check_contrastive(*, temperature: float, beta: float, tau_plus: float, chunk_size: int | None) -> None:
-    """Reject options outside their range; methods call it when they are constructed.
+def contrastive_options(
+    *,
+    temperature: float,
+    beta: float = 0.0,
+    tau_plus: float = 0.0,
+    decoupled: bool = False,
+    chunk_size: int | None = None,
+) -> dict[str, Any]:
+    """The options as the losses take them, checked; methods call it when they are constructed.
 
     Raises:
-        ValueError: names the option, its value and what is allowed.
+        ValueError: an option outside its range: names the option, its value and what is allowed.
     """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
@@ -198,3 +206,10 @@ def check_contrastive(*, temperature: float, beta: float, tau_plus: float, chunk
         raise ValueError(f"tau_plus must be in [0, 1), got {tau_plus}")
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size must be None or an integer of at least 1, got {chunk_size!r}")
+    return {
+        "temperature": temperature,
+        "beta": beta,
+        "tau_plus": tau_plus,
+        "decoupled": decoupled,
+        "chunk_size": chunk_size,
+    }

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_ssl.distributed import gather
-from lit_ssl.losses import info_nce
-from lit_ssl.losses.contrastive import check_contrastive
+from lit_ssl.losses.contrastive import contrastive_options, info_nce
 from lit_ssl.module import Batch, Losses, SSLModule
 from lit_ssl.networks import MLPHead
-from lit_ssl.views import MoCoViews, View
+from lit_ssl.views import SimCLRViews as MoCoViews
+from lit_ssl.views import View
 
 __all__ = ["MoCo"]
 
@@ -82,7 +82,6 @@ class MoCo(SSLModule):
             warmup_epochs=warmup_epochs,
             **kwargs,
         )
-        check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
         if not isinstance(queue_size, int) or queue_size < 0:
             raise ValueError(f"queue_size must be an integer of at least 0, got {queue_size!r}")
         if not 0 <= momentum <= 1:
@@ -91,20 +90,21 @@ class MoCo(SSLModule):
             raise ValueError(f"momentum_schedule must be 'constant' or 'cosine', got {momentum_schedule!r}")
         self.queue_size, self.momentum, self.momentum_schedule = queue_size, momentum, momentum_schedule
         self.use_predictor, self.symmetric = predictor, symmetric
-        self.projector_sizes = {"layers": projector_layers, "hidden": projector_hidden, "out": projector_dim}
-        self.contrast = {
-            "temperature": temperature,
-            "beta": beta,
-            "tau_plus": tau_plus,
-            "decoupled": decoupled,
-            "chunk_size": chunk_size,
-        }
+        self.projector_layers, self.projector_hidden, self.projector_dim = (
+            projector_layers,
+            projector_hidden,
+            projector_dim,
+        )
+        self.contrast = contrastive_options(
+            temperature=temperature, beta=beta, tau_plus=tau_plus, decoupled=decoupled, chunk_size=chunk_size
+        )
         self._ddp_params_and_buffers_to_ignore = ["queue", "queue_position"]  # alike on all ranks already
 
     def build_heads(self) -> None:
-        norm = self.use_predictor
-        dim, hidden = self.projector_sizes["out"], self.projector_sizes["hidden"]
-        self.projector = MLPHead(self.num_features, **self.projector_sizes, norm=norm, last_norm=norm)
+        norm, hidden, dim = self.use_predictor, self.projector_hidden, self.projector_dim
+        self.projector = MLPHead(
+            self.num_features, hidden, dim, layers=self.projector_layers, norm=norm, last_norm=norm
+        )
         self.predictor = MLPHead(dim, hidden, dim, last_norm=True) if self.use_predictor else nn.Identity()
         # The key encoder starts as a copy of the query encoder and only ever follows it.
         self.key_backbone = copy.deepcopy(self.backbone).requires_grad_(False)

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from lit_ssl.losses import nt_xent
-from lit_ssl.losses.contrastive import check_contrastive
+from lit_ssl.losses.contrastive import contrastive_options, nt_xent
 from lit_ssl.module import Batch, Losses, SSLModule
 from lit_ssl.networks import MLPHead
 from lit_ssl.views import SimCLRViews, View
@@ -52,18 +51,11 @@ class SimCLR(SSLModule):
         weight_decay: float = 1e-6,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            views=views or SimCLRViews(), optimizer=optimizer, lr=lr, weight_decay=weight_decay, **kwargs
-        )
-        check_contrastive(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
+        super().__init__(views=views or SimCLRViews(), optimizer=optimizer, lr=lr, weight_decay=weight_decay, **kwargs)
         self.projector_sizes = (projector_hidden, projector_dim)
-        self.contrast = {
-            "temperature": temperature,
-            "beta": beta,
-            "tau_plus": tau_plus,
-            "decoupled": decoupled,
-            "chunk_size": chunk_size,
-        }
+        self.contrast = contrastive_options(
+            temperature=temperature, beta=beta, tau_plus=tau_plus, decoupled=decoupled, chunk_size=chunk_size
+        )
 
     def build_heads(self) -> None:
         self.projector = MLPHead(self.num_features, *self.projector_sizes)

@@ -199,9 +199,7 @@ def rank_gradients(rank, world, wrong):
 
 def mean_over_ranks(world, wrong=False):
     ranks = run_ranks(rank_gradients, world, wrong)
-    return {
-        name: {k: torch.stack([r[name][k] for r in ranks]).mean(0) for k in ("value", "grad")} for name in CASES
-    }
+    return {name: {k: torch.stack([r[name][k] for r in ranks]).mean(0) for k in ("value", "grad")} for name in CASES}
 
 
 def single(name):

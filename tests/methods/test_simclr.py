@@ -40,7 +40,7 @@ def test_training_lowers_the_loss(spec, tiny, loader, make_trainer):
             losses.append(super().training_step(batch, batch_idx))
             return losses[-1]
 
-    method = Recorded(spec=spec, optimizer="adamw", lr=0.05, views=SimCLRViews(crop_scale=(0.5, 1.0)), **tiny)
+    method = Recorded(spec=spec, optimizer="adamw", lr=0.05, views=SimCLRViews(scale=(0.5, 1.0)), **tiny)
     make_trainer(max_epochs=15).fit(method, loader)
     assert len(losses) == 60
     assert torch.stack(losses[-8:]).mean() < torch.stack(losses[:8]).mean() - 0.3
