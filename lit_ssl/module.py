@@ -279,8 +279,11 @@ class SSLModule(LightningModule):
         return with_views(batch, self.views, self.spec, cast(torch.dtype, self.dtype))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.spec is not None:  # so that the checkpoint loads without the data
-            checkpoint.setdefault("hyper_parameters", {})["spec"] = self.spec.to_dict()
+        """Store what loading needs: without the data, without other files, and without knowing the class."""
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        if self.spec is not None:
+            first_weights = {"pretrained": False, "init_from": None}  # superseded by those in the checkpoint
+            checkpoint["hyper_parameters"] |= {"spec": self.spec.to_dict(), **first_weights}
 
 
 def _plain(value: Any) -> Any:

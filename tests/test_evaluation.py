@@ -68,7 +68,7 @@ def test_the_default_tolerance_is_converged_for_every_purpose():
 def test_float32_products_agree_with_float64(monkeypatch):
     x, y = blobs(500)
     double = logistic_regression(x, y, strength=1.0, tolerance=1e-6)
-    monkeypatch.setattr(evaluation.logistic, "_SINGLE_FROM", 0)
+    monkeypatch.setattr(evaluation.probes, "_SINGLE_FROM", 0)
     single = logistic_regression(x, y, strength=1.0, tolerance=1e-6)
     torch.testing.assert_close(
         x.double() @ single[1] + single[2], x.double() @ double[1] + double[2], atol=1e-4, rtol=0
@@ -115,6 +115,17 @@ def test_the_chosen_strength_suits_the_data():
     assert held_out(None) < grid[0.1] - 0.05
 
 
+def test_of_many_rows_a_sample_chooses_the_strength(monkeypatch):
+    x, y = blobs(3000)
+    test_x, test_y = blobs(1000, seed=1)
+    _, weight, bias = logistic_regression(x, y)
+    monkeypatch.setattr(evaluation.probes, "_SEARCH_ROWS", 600)
+    _, other_weight, other_bias = logistic_regression(x, y)
+    ours, other = (test_x.double() @ w + b for w, b in ((weight, bias), (other_weight, other_bias)))
+    assert not torch.equal(ours, other)
+    assert abs(mean_nll(ours, test_y) - mean_nll(other, test_y)) < 0.01
+
+
 def test_held_out_labels_choose_nothing():
     x, y = blobs(300)
     test_x, test_y = blobs(100, seed=1)
@@ -150,15 +161,15 @@ def test_few_labels_is_the_mean_of_single_fits():
     x, y = blobs(400)
     test_x, test_y = blobs(500, seed=1)
     mean, error = few_labels(x, y, test_x, test_y, per_class=10, draws=4)
-    whole = evaluation.logistic._SINGLE_FROM
+    whole = evaluation.probes._SINGLE_FROM
     assert whole > x.numel()  # so both ways run in float64
     centre, scale = x.double().mean(0), x.double().std(0, correction=0)
     z, test_z = (x.double() - centre) / scale, (test_x.double() - centre) / scale
     scores = []
     for i in range(4):
-        rows = evaluation.logistic._draw(y, 10, i)
+        rows = evaluation.probes._draw(y, 10, i)
         assert y[rows].bincount().tolist() == [10] * 4
-        weight, bias = evaluation.logistic._fit(z[rows][None], y[rows][None], 4, None, 1e-4, 0)
+        weight, bias = evaluation.probes._fit(z[rows][None], y[rows][None], 4, None, 1e-4, 0)
         scores.append(float(((test_z @ weight[0] + bias[0]).argmax(1) == test_y).double().mean()))
     assert mean == pytest.approx(np.mean(scores), abs=2e-3)
     assert error == pytest.approx(np.std(scores, ddof=1) / 2, rel=0.2)
@@ -168,7 +179,7 @@ def test_few_labels_is_the_mean_of_single_fits():
 def test_few_labels_takes_all_of_a_class_that_has_fewer():
     x, y = blobs(400)
     rare = torch.cat([(y == 0).nonzero().flatten()[:3], (y != 0).nonzero().flatten()])
-    assert evaluation.logistic._draw(y[rare], 10, 0).shape == (33,)
+    assert evaluation.probes._draw(y[rare], 10, 0).shape == (33,)
     mean, _ = few_labels(x[rare], y[rare], x, y)
     assert mean > 0.4
 

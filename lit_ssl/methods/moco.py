@@ -14,8 +14,7 @@ from lit_ssl.distributed import gather
 from lit_ssl.losses.contrastive import contrastive_options, info_nce
 from lit_ssl.module import Batch, Losses, SSLModule
 from lit_ssl.networks import MLPHead
-from lit_ssl.views import SimCLRViews as MoCoViews
-from lit_ssl.views import View
+from lit_ssl.views import MoCoViews, View
 
 __all__ = ["MoCo"]
 

@@ -1,0 +1,146 @@
+"""What the user of ``lit-ssl`` is told: one line for a mistake, and nothing on which no user can act."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import lit_ssl.callbacks
+import lit_ssl.datamodules
+import lit_ssl.methods
+import lit_ssl.views
+from lit_ssl.module import SSLModule
+from lit_ssl.views import View
+
+__all__ = ["UserError", "cause_of", "choice_of", "is_users", "line_of", "quiet"]
+
+_PACKAGE = [Path(str(module.__file__)).parent for module in (lit_ssl, lit_ssl.datamodules, lit_ssl.callbacks)]
+_EXTRAS = {"tensorboard": "tensorboard"}  # module that is missing: extra that brings it
+
+
+class UserError(Exception):
+    """A mistake in the arguments, the configuration or the data; its message is all that the user needs."""
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an exception tells of the user's mistake: a missing file, Lightning's refusal of a combination, or what
+    this package raised on purpose (here or in a loader's worker). Anything else is a failure of the program."""
+    if isinstance(error, (MisconfigurationException, FileNotFoundError, NotADirectoryError, PermissionError)):
+        return True
+    if type(error).__module__.startswith("lit_ssl."):
+        return True
+    if not isinstance(error, (ValueError, TypeError, RuntimeError, LookupError, ImportError)):
+        return False
+    if str(error).startswith("Error(s) in loading state_dict"):  # a checkpoint and a model that differ
+        return True
+    frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    frames += [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
+    file, line = frames[-1]
+    on_purpose = linecache.getline(file, line).lstrip().startswith("raise ")
+    return on_purpose and any(Path(file).is_relative_to(folder) for folder in _PACKAGE)
+
+
+def cause_of(message: str) -> str:
+    """The parser's message, which tells all that it tried, as ``key: what is wrong with it``."""
+    if not re.search("Parser key|Does not validate against any", message):
+        return message
+    keys, owner, problem = [], "", ""
+    for line in message.splitlines():
+        line = line.strip().removeprefix("- ")
+        if match := re.match(r'Parser key "([\w.]+)":\s*', line):
+            keys.append(match[1])
+            line = line[match.end() :]
+        if match := re.match(r"Problem with given class_path '([\w.]+)':\s*", line):
+            owner = match[1].rpartition(".")[2]
+            line = line[match.end() :]
+        if not problem and not line.startswith(_ALTERNATIVES):
+            problem = line
+        elif line.startswith("Given value: ") and problem.startswith("Expected a <class") and "Got" not in problem:
+            problem += f". Got value: {line.partition(': ')[2]}"
+    if problem.startswith("Expected a dot import path string: "):
+        problem = f"no class {problem.rpartition(': ')[2]!r}; {choice_of(keys[-1] if keys else '')}"
+    elif problem.startswith("Option "):
+        problem = f"{problem} by {owner}"
+    problem = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", problem))
+    return ": ".join(part for part in (".".join(keys), problem) if part)
+
+
+def choice_of(key: str) -> str:
+    """The classes that ``key`` takes by their short name."""
+    kinds = {"model": (SSLModule, lit_ssl.methods), "data": (LightningDataModule, lit_ssl.datamodules)}
+    kind, folder = kinds.get(key, (View, lit_ssl.views) if key == "views" else (None, None))
+    known = [
+        name for name in getattr(folder, "__all__", ()) if kind in getattr(getattr(folder, name), "__mro__", ())[1:]
+    ]
+    return f"known are {', '.join(known)}, and full import paths" if known else "give a class by its full import path"
+
+
+def line_of(error: BaseException) -> str:
+    """One line that says what went wrong, without the chain or the worker's traceback around it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if text.startswith("Error(s) in loading state_dict"):
+        text = (
+            f"the checkpoint does not fit the model: {textwrap.shorten(text.partition(':')[2], 300, placeholder=' …')}"
+        )
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.rpartition("\n  File ")[2].partition("\n")[2]
+        text = re.sub(r"\A(?:\s+.*\n)+", "", text).partition(": ")[2]
+    for module, extra in _EXTRAS.items():
+        if re.search(rf"No module named '{module}|Neither `{module}`", text):
+            return f"{module} is not installed: pip install 'lit-ssl[{extra}]'"
+    return " ".join(cause_of(text).split()) or type(error).__name__
+
+
+_ALTERNATIVES = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+)
+_NOISE = re.compile(
+    "|".join(
+        (
+            r"Tip:",  # advertisements
+            r"Seed set to",  # config.yaml has it
+            r"[GT]PU available: (False|True.*used: True)",
+            r"Loading `train_dataloader` to estimate",
+            r"The dirpath has changed from",  # a resumed run has a folder of its own
+            r"LeafSpec.* is deprecated",  # of Lightning itself
+            r"does not have many workers",  # what is in memory needs none
+            r"Experiment logs directory .* exists and is not empty",  # config.yaml of this very run
+            r"Checkpoint directory .* exists and is not empty",
+        )
+    )
+)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return not _NOISE.search(record.getMessage())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notices on which no user of this command can act."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    handlers = [handler for logger in loggers for handler in logger.handlers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=rf"(?s).*({_NOISE.pattern})")
+        for handler in handlers:
+            handler.addFilter(_wanted)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                handler.removeFilter(_wanted)
