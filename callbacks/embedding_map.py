@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .checks import check_integer
+from lit_ssl.checks import check_integer
+
 from .features import HeldOutSample, represent
 from .pictures import save_picture
 from .schedule import due

@@ -20,4 +20,4 @@ class LearningRate(Callback):
         # Before the step: afterwards the scheduler has already moved on to the next one's.
         if trainer.optimizers and trainer._logger_connector.should_update_logs:
             rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-            self.log("lr", rate, on_step=True, on_epoch=False, batch_size=1)
+            pl_module.log("lr", rate, on_step=True, on_epoch=False, batch_size=1)

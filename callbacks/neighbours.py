@@ -8,11 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_ssl.checks import check_integer, check_positive
 from lit_ssl.evaluation import knn_predict
 from lit_ssl.random import resolve_seed
 
 from .accuracy import LabelledAccuracy
-from .checks import check_integer, check_positive
 from .features import encode, represent
 from .schedule import due
 

@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lit_ssl.checks import check_integer, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
 from lit_ssl.random import integers, resolve_seed, step_key
 
 from .accuracy import LabelledAccuracy
-from .checks import check_integer, check_positive
 from .features import represent
 
 __all__ = ["OnlineLinearProbe"]

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lit_ssl.checks import check_integer, check_positive
 from lit_ssl.evaluation import alignment, alpha_req, feature_std, rankme, uniformity
 
-from .checks import check_integer, check_positive
 from .features import HeldOutSample, represent
 from .schedule import due
 

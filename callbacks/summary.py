@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from lit_ssl.checks import check_flag, check_integer
 from lit_ssl.evaluation import Scores, evaluate, format_scores, summary
 from lit_ssl.random import isolated, resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import clean
 
-from .checks import check_flag, check_integer
 from .features import encode
 from .pictures import run_folder
 

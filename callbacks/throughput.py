@@ -36,5 +36,5 @@ class Throughput(Callback):
         if trainer._logger_connector.should_update_logs:
             seconds = max(perf_counter() - self._began, 1e-9)
             rate = self._images * trainer.world_size / seconds
-            self.log("time/images_per_s", rate, on_step=True, on_epoch=False, batch_size=1)
+            pl_module.log("time/images_per_s", rate, on_step=True, on_epoch=False, batch_size=1)
             self._restart()

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_ssl.checks import check_integer
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import View
 
 from .image_files import EXTENSIONS, ImageFiles, find_images
-from .module import ImageDataModule, check_integer
+from .module import ImageDataModule
 
 __all__ = ["ImageFolder"]
 
@@ -82,8 +83,7 @@ class ImageFolder(ImageDataModule):
         if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction must be from 0 to below 1, got {val_fraction!r}")
         check_integer("max_corrupt", max_corrupt, 0)
-        if load_size is not None:
-            check_integer("load_size", load_size, 1)
+        check_integer("load_size", load_size, optional=True)
         self.spec = ImageSpec(
             self.image_size or 224,
             channels,

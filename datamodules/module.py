@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_ssl.checks import check_integer
 from lit_ssl.random import resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import Batch, View, as_batch, with_keys, with_views
@@ -66,15 +67,13 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_integer("batch_size", batch_size, 1)
-        if num_workers is not None:
-            check_integer("num_workers", num_workers, 0)
+        check_integer("num_workers", num_workers, 0, optional=True)
         if seed is not None:
             resolve_seed(seed)
         if views is not None and not callable(views):
             raise TypeError(f"views must be callable, as those of lit_ssl.views are, got {views!r}")
         for side in image_size if isinstance(image_size, tuple | list) else [image_size]:
-            if side is not None:
-                check_integer("image_size", side, 1)
+            check_integer("image_size", side, optional=True)
         self.root = Path(root).expanduser()
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -213,11 +212,6 @@ class ImageDataModule(LightningDataModule):
             return batch
         spec = getattr(module, "spec", None) or self.spec
         return with_views(batch, views, ImageSpec.of(spec), module.dtype)
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _without_padding(batch: Batch) -> Batch:

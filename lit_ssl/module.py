@@ -14,9 +14,10 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 import lit_ssl.views
+from lit_ssl.checks import check_choice, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
 from lit_ssl.networks import build_backbone, load_backbone, synchronize_batchnorm
-from lit_ssl.optim import build_optimizer, scaled_lr, warmup_cosine
+from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
 from lit_ssl.random import isolated, resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import View, as_batch, clean, with_keys, with_views
@@ -90,8 +91,7 @@ class SSLModule(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         self.hparams.update({name: _plain(value) for name, value in self.hparams.items()})
-        if not 0 <= warmup_epochs < math.inf:
-            raise ValueError(f"warmup_epochs must be at least 0 and finite, got {warmup_epochs}")
+        check_positive("warmup_epochs", warmup_epochs, zero=True)
         if pretrained and init_from is not None:
             raise ValueError(f"init_from ({init_from!r}) and pretrained=True both set the first weights; give one")
         if seed is not None:
@@ -107,8 +107,7 @@ class SSLModule(LightningModule):
         }
         build_optimizer([("weight", nn.Parameter(torch.zeros(1, 1)))], **self.optimizer_arguments)  # rejects bad ones
         scaled_lr(lr, 256, lr_scaling)
-        if schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+        check_choice("schedule", schedule, SCHEDULES)
         self.lr_scaling, self.schedule, self.warmup_epochs = lr_scaling, schedule, warmup_epochs
         self._architecture = (backbone,)  # in a tuple, so that a given module is registered once, as ``backbone``
         self._backbone_arguments: dict[str, Any] = {

@@ -14,7 +14,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["NO_DECAY", "build_optimizer", "parameter_groups", "scaled_lr", "warmup_cosine"]
+from lit_ssl.checks import check_choice, check_integer, check_positive
+
+SCHEDULES = ("cosine", "constant")
+
+__all__ = ["NO_DECAY", "SCHEDULES", "build_optimizer", "parameter_groups", "scaled_lr", "warmup_cosine"]
 
 NO_DECAY = (
     "bias",
@@ -80,7 +84,7 @@ def parameter_groups(
     Raises:
         ValueError: ``weight_decay`` is negative or not finite, or no parameter is trainable.
     """
-    _require_number("weight_decay", weight_decay, positive=False)
+    check_positive("weight_decay", weight_decay, zero=True)
     exempt: set[int] = set()
     if isinstance(parameters, nn.Module):
         exempt = _exempt_by_module(parameters)
@@ -133,8 +137,8 @@ def build_optimizer(
         ValueError: an unknown name (the message lists close ones), a learning rate or weight decay out of range, or
             options that the optimizer does not take.
     """
-    _require_number("lr", lr, positive=True)
-    _require_number("weight_decay", weight_decay, positive=False)
+    check_positive("lr", lr)
+    check_positive("weight_decay", weight_decay, zero=True)
     name, kind = _known(name)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in dict(options or {}).items()}
     for reserved in ("lr", "weight_decay", "params"):
@@ -169,13 +173,11 @@ def scaled_lr(lr: float, batch: int, rule: Literal["linear", "sqrt", "none"] = "
     Raises:
         ValueError: an argument out of range or an unknown rule.
     """
-    _require_number("lr", lr, positive=True)
+    check_positive("lr", lr)
     for argument, value in (("batch", batch), ("base", base)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{argument} must be an integer of at least 1, got {value!r}")
+        check_integer(argument, value)
     factors = {"linear": batch / base, "sqrt": math.sqrt(batch / base), "none": 1.0}
-    if rule not in factors:
-        raise ValueError(f"lr_scaling must be one of {', '.join(factors)}, got {rule!r}")
+    check_choice("lr_scaling", rule, list(factors))
     return lr * factors[rule]
 
 
@@ -207,16 +209,14 @@ def warmup_cosine(
     Raises:
         ValueError: an argument out of range or an unknown schedule.
     """
-    if isinstance(warmup_steps, bool) or not isinstance(warmup_steps, int) or warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be an integer of at least 0, got {warmup_steps!r}")
+    check_integer("warmup_steps", warmup_steps, 0)
     if total_steps is None or total_steps == -1:
         total_steps = math.inf
     if not total_steps >= 1:
         raise ValueError(f"total_steps must be at least 1, or None or -1 for no end, got {total_steps!r}")
     if not 0 <= final <= 1:
         raise ValueError(f"final must be a fraction of the peak from 0 to 1, got {final!r}")
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}")
+    check_choice("schedule", schedule, SCHEDULES)
     if warmup_steps > total_steps:
         warnings.warn(
             f"the warm-up ({warmup_steps} steps) is longer than the run ({total_steps:g} steps): the learning rate "
@@ -247,11 +247,3 @@ def _known(name: str) -> tuple[str, str]:
         close = difflib.get_close_matches(kind, names, n=5, cutoff=0.5) or ["adamw", "sgd", "lars", "lamb", "lion"]
         raise ValueError(f"optimizer {name!r} is unknown; did you mean {', '.join(close)}? All: {', '.join(names)}")
     return lowered, kind
-
-
-def _require_number(argument: str, value: float, *, positive: bool) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (positive and value == 0):
-        raise ValueError(
-            f"{argument} must be a finite number {'above 0' if positive else 'of at least 0'}, got {value!r}"
-        )

@@ -198,7 +198,7 @@ def test_data_of_the_wrong_kind_is_named(spec, tiny, images, make_trainer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0 and finite, got -1"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be a finite number of at least 0, got -1"),
         ({"optimizer": "adamx"}, "optimizer"),
         ({"lr_scaling": "cubic"}, "lr_scaling .*cubic"),
         ({"schedule": "step"}, "schedule .*step"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_count", "check_features", "labelled"]
+__all__ = ["check_features", "labelled"]
 
 
 def check_features(name: str, x: Tensor) -> None:
@@ -15,12 +15,6 @@ def check_features(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be a floating-point tensor of shape (N, D) with N and D at least 1, got {shape}")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name} must be finite, but some features are nan or infinite: the encoder has diverged")
-
-
-def check_count(name: str, value: int, low: int = 1) -> None:
-    """Raises ValueError unless ``value`` is an integer of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
 
 
 def labelled(name: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

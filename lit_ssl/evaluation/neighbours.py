@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .checks import check_count, labelled
+from lit_ssl.checks import check_integer
+
+from .checks import labelled
 
 __all__ = ["check_knn", "knn", "knn_predict"]
 
@@ -17,7 +19,7 @@ _SIMILARITIES = 1 << 24  # held at a time: 64 MiB in float32
 
 def check_knn(k: int, temperature: float) -> None:
     """Raises ValueError for a k below 1 or a temperature that is not positive."""
-    check_count("k", k)
+    check_integer("k", k)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
 

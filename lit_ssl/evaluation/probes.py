@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .checks import check_count, labelled
+from lit_ssl.checks import check_integer
+
+from .checks import labelled
 from .logistic import Axes, Problems
 
 __all__ = ["few_labels", "linear_probe", "logistic_regression"]
@@ -214,8 +216,8 @@ def few_labels(
     Raises:
         ValueError: shapes, dtypes or values out of range, or no labelled row.
     """
-    check_count("per_class", per_class)
-    check_count("draws", draws, 2)
+    check_integer("per_class", per_class)
+    check_integer("draws", draws, 2)
     train_x, train_y = labelled("train", train_x, train_y)
     test_x, test_y = labelled("test", test_x, test_y)
     device = _device(train_x)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .checks import check_count, check_features
+from lit_ssl.checks import check_integer
+
+from .checks import check_features
 
 __all__ = ["alignment", "alpha_req", "feature_std", "rankme", "uniformity"]
 
@@ -64,8 +66,8 @@ def alpha_req(x: Tensor, *, first: int = 11, last: int = 100) -> float:
         ValueError: shape, dtype or values out of range, or an empty range.
     """
     check_features("x", x)
-    check_count("first", first)
-    check_count("last", last, first + 2)
+    check_integer("first", first)
+    check_integer("last", last, first + 2)
     x = _double(x)
     x = x - x.mean(0)
     eigenvalues = _eigenvalues(x)

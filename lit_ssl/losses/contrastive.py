@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lit_ssl.checks import check_integer, check_positive
 from lit_ssl.distributed import gather, rank, row_counts, world_size
 
 __all__ = ["contrastive_options", "info_nce", "nt_xent"]
@@ -198,14 +199,11 @@ def contrastive_options(
     Raises:
         ValueError: an option outside its range: names the option, its value and what is allowed.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta must be at least 0 and finite, got {beta}")
+    check_positive("temperature", temperature)
+    check_positive("beta", beta, zero=True)
     if not 0 <= tau_plus < 1:
         raise ValueError(f"tau_plus must be in [0, 1), got {tau_plus}")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"chunk_size must be None or an integer of at least 1, got {chunk_size!r}")
+    check_integer("chunk_size", chunk_size, optional=True)
     return {
         "temperature": temperature,
         "beta": beta,

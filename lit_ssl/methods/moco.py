@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_ssl.checks import check_choice, check_integer, check_number
 from lit_ssl.distributed import gather
 from lit_ssl.losses.contrastive import contrastive_options, info_nce
 from lit_ssl.module import Batch, Losses, SSLModule
@@ -81,12 +82,11 @@ class MoCo(SSLModule):
             warmup_epochs=warmup_epochs,
             **kwargs,
         )
-        if not isinstance(queue_size, int) or queue_size < 0:
-            raise ValueError(f"queue_size must be an integer of at least 0, got {queue_size!r}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        if momentum_schedule not in ("constant", "cosine"):
-            raise ValueError(f"momentum_schedule must be 'constant' or 'cosine', got {momentum_schedule!r}")
+        check_integer("queue_size", queue_size, 0)
+        check_number("momentum", momentum)
+        check_choice("momentum_schedule", momentum_schedule, ("constant", "cosine"))
+        for name, value in (("layers", projector_layers), ("hidden", projector_hidden), ("dim", projector_dim)):
+            check_integer(f"projector_{name}", value)
         self.queue_size, self.momentum, self.momentum_schedule = queue_size, momentum, momentum_schedule
         self.use_predictor, self.symmetric = predictor, symmetric
         self.projector_layers, self.projector_hidden, self.projector_dim = (

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_ssl.checks import check_integer
 from lit_ssl.losses.contrastive import contrastive_options, nt_xent
 from lit_ssl.module import Batch, Losses, SSLModule
 from lit_ssl.networks import MLPHead
@@ -52,6 +53,8 @@ class SimCLR(SSLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(views=views or SimCLRViews(), optimizer=optimizer, lr=lr, weight_decay=weight_decay, **kwargs)
+        check_integer("projector_hidden", projector_hidden)
+        check_integer("projector_dim", projector_dim)
         self.projector_sizes = (projector_hidden, projector_dim)
         self.contrast = contrastive_options(
             temperature=temperature, beta=beta, tau_plus=tau_plus, decoupled=decoupled, chunk_size=chunk_size

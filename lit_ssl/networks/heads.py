@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lit_ssl.checks import check_integer
+
 __all__ = ["MLPHead"]
 
 
@@ -45,8 +47,7 @@ class MLPHead(nn.Sequential):
         bias: bool = True,
     ) -> None:
         for name, value in (("in_features", in_features), ("hidden", hidden), ("out", out), ("layers", layers)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+            check_integer(name, value)
         parts: list[nn.Module] = []
         for _ in range(layers - 1):
             parts.append(nn.Linear(in_features, hidden, bias=bias and not norm))

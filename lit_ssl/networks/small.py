@@ -10,15 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_ssl.checks import check_integer
 from lit_ssl.spec import ImageSpec
 
 __all__ = ["MLP", "ConvNet"]
-
-
-def _require_integers(least: int, **arguments: int) -> None:
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
@@ -69,8 +64,9 @@ class ConvNet(nn.Module):
         grid: int = 1,
     ) -> None:
         super().__init__()
-        _require_integers(1, channels=channels, width=width, stages=stages, grid=grid)
-        _require_integers(0, depth=depth)
+        for name, value in (("channels", channels), ("width", width), ("stages", stages), ("grid", grid)):
+            check_integer(name, value)
+        check_integer("depth", depth, 0)
         if width % 2:
             raise ValueError(f"width must be even, got {width}")
         if stem_stride not in (1, 2):
@@ -124,7 +120,7 @@ class MLP(nn.Module):
         if isinstance(hidden, (int, str)) or not hidden:
             raise ValueError(f"hidden must be a sequence of at least one width, got {hidden!r}")
         for value in hidden:
-            _require_integers(1, hidden=value)
+            check_integer("hidden", value)
         widths = [spec.channels * math.prod((spec.height, spec.width)), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for i, (inputs, outputs) in enumerate(pairwise(widths)):

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lit_ssl.checks import check_interval, check_number, check_numbers
 from lit_ssl.random import uniform
 
 from . import colour
 from .blur import gaussian_blur, kernel_radius
-from .checks import check_interval, check_number, check_numbers
 from .geometry import TRIES, axes, crop_boxes, resample
 from .rows import chosen
 

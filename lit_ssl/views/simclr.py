@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_ssl.checks import check_number, check_numbers
 from lit_ssl.spec import ImageSpec
 
 from .augment import Recipe, augment, is_small
 from .batch import View
-from .checks import check_number, check_numbers
 
 __all__ = ["SimCLRViews"]
 

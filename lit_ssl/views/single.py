@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_ssl.checks import check_number
 from lit_ssl.random import bernoulli
 from lit_ssl.spec import ImageSpec
 
 from .batch import View
-from .checks import check_number
 from .geometry import axes, resample
 from .rows import chosen
 
