@@ -121,6 +121,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
+        parser.set_defaults({"progress.refresh_rate": 10})  # a refresh reads the loss, which waits for the device
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(_with_classes_first(_with_checkpoint(args)))

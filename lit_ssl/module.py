@@ -138,7 +138,7 @@ class SSLModule(LightningModule):
             self.build_heads()
         synchronize_batchnorm(self)
         if self._channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.to(memory_format=torch.channels_last)
         if self._compile:
             self.backbone.compile()
 

@@ -27,7 +27,8 @@ class MoCo(SSLModule):
     keys. Version 3 (Chen et al. 2021, arXiv:2104.02057) has no queue, a predictor and a symmetric loss:
     ``MoCo(queue_size=0, predictor=True, symmetric=True, ...)``, or the layer ``method/moco_v3``. Version 2 shuffles
     BatchNorm across GPUs so that a key cannot be told by its batch; here the norms' statistics are those of the global
-    batch, which serves the same end.
+    batch, which serves the same end. Version 3's factor of 2 x temperature is left out: LARS and AdamW, its optimizers,
+    do not see the scale of a loss.
 
     Args:
         temperature: of the cosine similarity, positive. Default 0.2 (v2, table 1; v3, section 4).

@@ -181,7 +181,7 @@ def _require_whole_patches(module: nn.Module, name: str, spec: ImageSpec, pretra
     embed = getattr(module, "patch_embed", None)
     if not isinstance(embed, PatchEmbed) or embed.dynamic_img_pad:
         return
-    (high, wide), (height, width) = embed.patch_size, spec.size  # type: ignore[misc]
+    (high, wide), (height, width) = embed.patch_size, spec.size
     if height % high or width % wide:
         raise ValueError(
             f"backbone {name!r} has patches of {high}x{wide} pixels, which do not divide {height}x{width}: the right "
