@@ -11,4 +11,4 @@ for column in ("knn", "linear", "ten_labels"):
         sys.exit(f"quickstart: {column} {trained[column]} is not above the untrained encoder's {untrained[column]}")
 if not trained["ten_labels"] > raw["ten_labels"]:
     sys.exit(f"quickstart: ten_labels {trained['ten_labels']} is not above raw pixels' {raw['ten_labels']}")
-print("quickstart:", {name: row for name, row in table.items()})
+print("quickstart:", json.dumps(table))

@@ -1,4 +1,4 @@
-"""The README's picture, from a run of the quickstart: python docs/quickstart_picture.py runs/simclr-quickstart/version_0"""
+"""The README's picture, from a run: python docs/quickstart_picture.py runs/simclr-quickstart/version_0"""
 
 from __future__ import annotations
 
