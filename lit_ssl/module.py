@@ -90,7 +90,7 @@ class SSLModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        self.hparams.update({name: _plain(value) for name, value in self.hparams.items()})
+        self.save_hyperparameters({name: _plain(value) for name, value in self.hparams.items()})
         check_positive("warmup_epochs", warmup_epochs, zero=True)
         if pretrained and init_from is not None:
             raise ValueError(f"init_from ({init_from!r}) and pretrained=True both set the first weights; give one")
@@ -224,7 +224,7 @@ class SSLModule(LightningModule):
             )
         losses = self.loss(batch)
         # Each rank holds its share of the global mean: one small all-reduce gives every rank, and the log, the whole.
-        values = all_reduce_sum(torch.stack([v.detach().float() for v in losses.values()])) / world_size()
+        values = all_reduce_sum(torch.stack([value.detach() for value in losses.values()])) / world_size()
         self.log_dict(
             {f"{stage}/{name}": value for name, value in zip(losses, values.unbind(), strict=True)},
             batch_size=len(batch["image"]),

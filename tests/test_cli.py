@@ -151,7 +151,7 @@ def test_every_shipped_method_and_data_layer_parses(capsys):
         (["fit", "--config", "quickstart", "--model.temprature", "1"], "'temprature' is not accepted by SimCLR"),
         (["fit", "--config", "quickstart", "--trainer.max_epoch", "1"], "--trainer.max_epoch"),
         (["fit", "--config", "quickstart", "--probe.evry_n_steps", "1"], "--probe.evry_n_steps"),
-        (["fit", "--config", "quickstart", "--model.temperature", "-1"], "temperature must be positive"),
+        (["fit", "--config", "quickstart", "--model.temperature", "-1"], "temperature must be a finite number above 0"),
         (["fit", "--config", "quickstart", "--model.temperature", "warm"], "model.temperature: Expected a float. Got"),
         (["fit", "--config", "quickstart", "--model.schedule", "linear"], "model.schedule: Expected one of 'cosine'"),
         (["fit", "--config", "quickstart", "--knn.k", "0"], "k must be an integer of at least 1"),
@@ -185,7 +185,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, args, said):
 def test_the_traceback_comes_on_request():
     from lit_ssl.cli import UserError
 
-    with pytest.raises(UserError, match="temperature must be positive") as error:
+    with pytest.raises(UserError, match="temperature must be a finite number above 0") as error:
         main(["--traceback", "fit", "--config", "quickstart", "--model.temperature", "-1"])
     assert error.value.__cause__ is not None
 

@@ -8,7 +8,7 @@ import pytest
 
 from lit_ssl.__main__ import main
 
-pytest.importorskip("wandb")
+wandb = pytest.importorskip("wandb")
 
 
 def records(path):
@@ -45,6 +45,7 @@ def read(folder):
 
 
 def test_the_run_file_holds_metrics_media_and_configuration(tmp_path, monkeypatch):
+    wandb.teardown()  # the client keeps the environment in which an earlier test first started it
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -66,8 +67,6 @@ def test_the_run_file_holds_metrics_media_and_configuration(tmp_path, monkeypatc
     try:
         assert main(["fit", *args, *(f"--{key}={value}" for key, value in flags.items())]) == 0
     finally:
-        import wandb
-
         wandb.finish()
 
     history, config, files = read(tmp_path)

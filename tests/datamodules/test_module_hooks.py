@@ -115,13 +115,14 @@ def test_views_are_made_for_the_spec_of_the_module_if_it_has_one(trainer):
     assert sizes == [(10, 10)]
 
 
-def test_test_and_predict_give_held_out_images_without_views(trainer):
+def test_test_and_predict_give_held_out_images_and_only_test_their_views(trainer):
     module, data = Probe(), Blobs(batch_size=4)
     trainer().test(module, data, verbose=False)
     predicted = trainer().predict(module, data)
     assert torch.cat(predicted).tolist() == list(range(11))
     assert list(chain(*indices(module.seen["test"]))) == list(range(11))
-    assert all("views" not in batch for stage in ("test", "predict") for batch in module.seen[stage])
+    assert all("views" in batch for batch in module.seen["test"])
+    assert all("views" not in batch for batch in module.seen["predict"])
 
 
 def test_padding_rows_are_dropped_in_evaluation_and_only_there(trainer):
