@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-import lit_ssl.views
 from lit_ssl.checks import check_choice, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
+from lit_ssl.hyperparameters import to_plain, views_from
 from lit_ssl.networks import build_backbone, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
 from lit_ssl.random import isolated, resolve_seed
@@ -90,14 +88,14 @@ class SSLModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        self.save_hyperparameters({name: _plain(value) for name, value in self.hparams.items()})
+        self.save_hyperparameters({name: to_plain(value) for name, value in self.hparams.items()})
         check_positive("warmup_epochs", warmup_epochs, zero=True)
         if pretrained and init_from is not None:
             raise ValueError(f"init_from ({init_from!r}) and pretrained=True both set the first weights; give one")
         if seed is not None:
             resolve_seed(seed)
         self.spec = None if spec is None else ImageSpec.of(spec)
-        self.views = _views(views)
+        self.views = views_from(views)
         self.seed = seed
         self.optimizer_arguments: dict[str, Any] = {
             "name": optimizer,
@@ -283,22 +281,3 @@ class SSLModule(LightningModule):
         if self.spec is not None:
             first_weights = {"pretrained": False, "init_from": None}  # superseded by those in the checkpoint
             checkpoint["hyper_parameters"] |= {"spec": self.spec.to_dict(), **first_weights}
-
-
-def _plain(value: Any) -> Any:
-    """Specs and this package's views as dicts of plain values: a checkpoint holds nothing that needs unpickling."""
-    if isinstance(value, ImageSpec):
-        return value.to_dict()
-    if is_dataclass(value) and not isinstance(value, type) and type(value).__name__ in lit_ssl.views.__all__:
-        return {"class_path": f"lit_ssl.views.{type(value).__name__}", "init_args": asdict(value)}
-    return value
-
-
-def _views(value: Any) -> Any:
-    """The views that :func:`_plain` wrote, or ``value`` itself."""
-    if not isinstance(value, Mapping):
-        return value
-    name = str(value["class_path"]).rpartition(".")[2]
-    if name not in lit_ssl.views.__all__:
-        raise ValueError(f"views must be one of lit_ssl.views, got {value['class_path']!r}; pass views=... to load it")
-    return getattr(lit_ssl.views, name)(**value.get("init_args", {}))

@@ -110,6 +110,15 @@ def test_a_checkpoint_loads_without_data_or_unpickling(
     assert torch.equal(loaded.represent(images), method.represent(images))
 
 
+def test_views_of_ones_own_are_left_out_of_the_checkpoint(spec, tiny, loader, make_trainer, tmp_path, images):
+    method = SimCLR(views=lambda image, key, spec, dtype: [clean(image, spec, dtype)] * 2, spec=spec, **tiny)
+    trainer = make_trainer()
+    trainer.fit(method, loader)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = SimCLR.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(loaded.represent(images), method.represent(images))
+
+
 def test_the_spec_of_a_checkpoint_may_have_come_from_data(tiny, loader, make_trainer, tmp_path, spec):
     method = SimCLR(**tiny)
     method.spec = spec  # as configure_model takes it from a data module
