@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from lit_ssl.checks import check_choice, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
 from lit_ssl.hyperparameters import to_plain, views_from
-from lit_ssl.networks import build_backbone, load_backbone, synchronize_batchnorm
+from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
 from lit_ssl.random import isolated, resolve_seed
 from lit_ssl.spec import ImageSpec
@@ -60,7 +62,7 @@ class SSLModule(LightningModule):
         ValueError: an argument outside its range; the message names argument, value and what is allowed.
     """
 
-    view_count = 2  # how many views an image the loss expects
+    view_count: int | range = 2  # how many views an image the loss takes
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -138,7 +140,10 @@ class SSLModule(LightningModule):
         if self._channels_last:
             self.to(memory_format=torch.channels_last)
         if self._compile:
-            self.backbone.compile()
+            # A masked forward pass goes through a ViT's blocks, not through its forward.
+            parts = self.backbone.blocks.children() if is_vit(self.backbone) else [self.backbone]
+            for part in parts:
+                part.compile()
 
     def build_heads(self) -> None:
         """Add what the method trains beside the backbone; called once, with ``backbone`` and ``spec`` in place."""
@@ -148,6 +153,12 @@ class SSLModule(LightningModule):
     def num_features(self) -> int:
         """Length of an embedding."""
         return self.backbone.num_features  # type: ignore[return-value]
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the backbone was built by name, with random weights."""
+        given = isinstance(self._architecture[0], nn.Module)
+        return not (given or self._backbone_arguments["pretrained"] or self._init_from is not None)
 
     def normalize(self, x: Tensor) -> Tensor:
         """Plain pixels in [0, 1] to the statistics of the spec, in the memory format of the weights."""
@@ -163,20 +174,27 @@ class SSLModule(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(x)
 
-    @torch.no_grad()
-    def represent(self, image: Tensor) -> Tensor:
-        """uint8 images (B, C, H, W) to float32 representations (B, D) of their clean view, in evaluation mode.
-
-        Leaves every training flag as it was.
-        """
-        assert self.spec is not None
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, evaluation mode without gradients; outside, every training flag as it was."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            return self.embed(clean(image.to(self.device), self.spec, cast(torch.dtype, self.dtype))).float()
+            with torch.no_grad():
+                yield
         finally:
             for module, training in modes:
                 module.training = training
+
+    def clean(self, image: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) to their evaluation view, (B, C, h, w) in [0, 1], on the module's device."""
+        assert self.spec is not None
+        return clean(image.to(self.device), self.spec, cast(torch.dtype, self.dtype))
+
+    def represent(self, image: Tensor) -> Tensor:
+        """uint8 images (B, C, H, W) to float32 representations (B, D) of their clean view, in evaluation mode."""
+        with self.evaluating():
+            return self.embed(self.clean(image)).float()
 
     def untrained(self) -> SSLModule:
         """A twin with its first weights: from the same seed, never pretrained; a given module has its own reset."""
@@ -215,11 +233,11 @@ class SSLModule(LightningModule):
         return {"embedding": self.represent(batch["image"]), "index": batch["index"], "label": batch["label"]}
 
     def _log_losses(self, stage: str, batch: Batch) -> Tensor:
-        if len(batch["views"]) != self.view_count:
+        allowed = self.view_count if isinstance(self.view_count, range) else range(self.view_count, self.view_count + 1)
+        if len(batch["views"]) not in allowed:
             name, made = type(self).__name__, len(batch["views"])
-            raise ValueError(
-                f"views of {name} must make {self.view_count} views an image, got {made} from {self.views}"
-            )
+            count = f"{allowed[0]} to {allowed[-1]}" if len(allowed) > 1 else f"{allowed[0]}"
+            raise ValueError(f"views of {name} must make {count} views an image, got {made} from {self.views}")
         losses = self.loss(batch)
         # Each rank holds its share of the global mean: one small all-reduce gives every rank, and the log, the whole.
         values = all_reduce_sum(torch.stack([value.detach() for value in losses.values()])) / world_size()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import warnings
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from lit_ssl.spec import ImageSpec
 
+from .patches import even_patch
 from .small import MLP, ConvNet
 from .weights import load_backbone
 
@@ -130,7 +130,7 @@ def _build_timm(name: str, spec: ImageSpec, pretrained: bool, options: dict[str,
             arguments["img_size"] = spec.size
     named_patch = re.search(r"_patch(\d+)", name)
     if small and not pretrained and named_patch and "window" not in name:
-        patch = _small_patch(spec)
+        patch = even_patch(spec)
         if patch is not None and patch < int(named_patch[1]):
             arguments.setdefault("patch_size", patch)
     try:
@@ -167,14 +167,6 @@ def _require_known(name: str, pretrained: bool) -> None:
         raise ValueError(f"backbone {name!r}: {architecture} has no weights tagged {tag!r}; there are {tags or 'none'}")
     if pretrained and not timm.models.is_model_pretrained(name):
         raise ValueError(f"timm has no pretrained weights for {name!r}; timm.list_pretrained() lists those that exist")
-
-
-def _small_patch(spec: ImageSpec) -> int | None:
-    """The patch size that leaves closest to 8, and from 4 to 16, whole tokens along the shorter side."""
-    side = min(spec.height, spec.width)
-    common = math.gcd(spec.height, spec.width)
-    fitting = [p for p in range(1, common + 1) if common % p == 0 and 4 <= side / p <= 16]
-    return min(fitting, key=lambda p: abs(math.log(8 * p / side)), default=None)
 
 
 def _require_whole_patches(module: nn.Module, name: str, spec: ImageSpec, pretrained: bool) -> None:

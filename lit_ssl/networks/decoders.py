@@ -1,0 +1,195 @@
+"""From codes and tokens back to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from lit_ssl.checks import check_integer
+from lit_ssl.spec import ImageSpec
+
+from .masked import Encoded, is_vit, sincos_table
+from .patches import PatchGrid
+from .small import MLP
+
+__all__ = ["ConvDecoder", "MLPDecoder", "PooledDecoder", "TokenDecoder", "build_patch_decoder"]
+
+
+class MLPDecoder(nn.Module):
+    """A perceptron from codes (B, in_features) to images (B, channels, H, W), linear at the end.
+
+    Args:
+        in_features: length of a code.
+        spec: size of the images, and their channels.
+        hidden: width of each hidden layer, followed by a ReLU; may be empty.
+        channels: of the output, in place of the spec's.
+
+    Raises:
+        ValueError: a width that is not an integer of at least 1.
+    """
+
+    def __init__(
+        self, in_features: int, spec: ImageSpec, hidden: Sequence[int] = (256,), channels: int | None = None
+    ) -> None:
+        super().__init__()
+        for value in hidden:
+            check_integer("hidden", value)
+        self.shape = (channels or spec.channels, *spec.size)
+        widths = [in_features, *hidden]
+        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.shape[0] * self.shape[1] * self.shape[2]))
+
+    def forward(self, code: Tensor) -> Tensor:
+        return self.layers(code).unflatten(1, self.shape)
+
+
+class ConvDecoder(nn.Module):
+    """A convolutional decoder from codes (B, in_features) to images (B, channels, H, W), linear at the end.
+
+    A Linear layer makes the coarsest map, of 4 to 7 pixels along the shorter side; then the size doubles (nearest
+    neighbour, which leaves no checkerboard: Odena et al. 2016), each time followed by a 3x3 convolution, GroupNorm and
+    ReLU; sizes that are no power of two times the first are met by rounding up. GroupNorm keeps images independent of
+    their batch.
+
+    Args:
+        in_features: length of a code.
+        spec: size of the images, and their channels.
+        channels: of the output, in place of the spec's.
+        width: channels at full resolution, a multiple of 8; doubled at each halving, up to 8 times as many.
+
+    Raises:
+        ValueError: ``width`` is no positive multiple of 8.
+    """
+
+    def __init__(self, in_features: int, spec: ImageSpec, channels: int | None = None, width: int = 32) -> None:
+        super().__init__()
+        check_integer("width", width, 8)
+        if width % 8:
+            raise ValueError(f"width must be a multiple of 8, got {width}")
+        doublings = 0
+        while min(spec.size) / 2**doublings >= 8:
+            doublings += 1
+        widths = [width * min(2**level, 8) for level in range(doublings, -1, -1)]
+        self.sizes = [tuple(-(-side // 2**level) for side in spec.size) for level in range(doublings, -1, -1)]
+        self.stem = nn.Linear(in_features, widths[0] * self.sizes[0][0] * self.sizes[0][1])
+        self.first = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.ReLU())
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(8, b), nn.ReLU())
+            for a, b in pairwise(widths)
+        )
+        self.last = nn.Conv2d(widths[-1], channels or spec.channels, 3, padding=1)
+
+    def forward(self, code: Tensor) -> Tensor:
+        x = self.first(self.stem(code).unflatten(1, (-1, *self.sizes[0])))
+        for size, stage in zip(self.sizes[1:], self.stages, strict=True):
+            x = stage(F.interpolate(x, size=size, mode="nearest"))
+        return self.last(x)
+
+
+class TokenDecoder(nn.Module):
+    """The masked autoencoder's decoder: visible and mask tokens, each in its place, through a narrow transformer.
+
+    Source: He et al. 2021, arXiv:2111.06377, section 3; the defaults are theirs for ImageNet.
+
+    Args:
+        vit: whose tokens come in.
+        grid: the patches that go out.
+        dim: width, a multiple of 4 and of ``heads``.
+        depth: blocks, 0 or more.
+        heads: of the attention.
+
+    Attributes:
+        dim: width of what ``condition`` adds to every token.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self, vit: VisionTransformer, grid: PatchGrid, dim: int = 512, depth: int = 8, heads: int = 16
+    ) -> None:
+        super().__init__()
+        check_integer("decoder_dim", dim)
+        check_integer("decoder_depth", depth, 0)
+        check_integer("decoder_heads", heads)
+        if dim % heads or dim % 4:
+            raise ValueError(f"decoder_dim must be a multiple of 4 and of decoder_heads ({heads}), got {dim}")
+        self.prefix, self.dim = vit.num_prefix_tokens, dim
+        self.embed = nn.Linear(vit.embed_dim, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("positions", sincos_table(grid.rows, grid.columns, dim)[None], persistent=False)
+        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.predict = nn.Linear(dim, grid.values)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, encoded: Encoded, keep: Tensor, condition: Tensor | None = None) -> Tensor:
+        """All patches (M, L, values) from the tokens at ``keep`` (M, visible); ``condition`` is (M, dim)."""
+        assert encoded.tokens is not None
+        tokens = self.embed(encoded.tokens)
+        prefix, visible = tokens.tensor_split([self.prefix], 1)
+        positions: Tensor = self.positions  # type: ignore[assignment]
+        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), positions.shape[1], -1)
+        place = keep.to(tokens.device, non_blocking=True).unsqueeze(-1).expand(-1, -1, self.dim)
+        x = torch.cat([prefix, hidden.scatter(1, place, visible) + positions.to(tokens.dtype)], 1)
+        if condition is not None:
+            x = x + condition.to(x.dtype).unsqueeze(1)
+        return self.predict(self.norm(self.blocks(x))[:, self.prefix :])
+
+
+class PooledDecoder(nn.Module):
+    """The decoder of a network without tokens: an image from the pooled features, cut into patches.
+
+    Args:
+        network: features (M, dim) to images (M, C, H, W).
+        grid: the patches that go out.
+        dim: length of the features, and of what ``condition`` adds to them.
+    """
+
+    def __init__(self, network: nn.Module, grid: PatchGrid, dim: int) -> None:
+        super().__init__()
+        self.network, self.grid, self.dim = network, grid, dim
+
+    def forward(self, encoded: Encoded, keep: Tensor, condition: Tensor | None = None) -> Tensor:
+        """As :meth:`TokenDecoder.forward`; ``keep`` is not looked at."""
+        features = encoded.pooled if condition is None else encoded.pooled + condition
+        return self.grid.patchify(self.network(features))
+
+
+def build_patch_decoder(
+    backbone: nn.Module,
+    spec: ImageSpec,
+    grid: PatchGrid,
+    *,
+    dim: int = 512,
+    depth: int = 8,
+    heads: int = 16,
+    width: int = 32,
+    hidden: Sequence[int] = (256,),
+) -> TokenDecoder | PooledDecoder:
+    """The decoder that suits a backbone: a :class:`TokenDecoder` for a ViT, else a :class:`PooledDecoder`.
+
+    Args:
+        backbone: with ``num_features``.
+        spec: of the images.
+        grid: of :func:`~lit_ssl.networks.masked.patch_grid`.
+        dim, depth, heads: of the :class:`TokenDecoder`.
+        width: of the :class:`ConvDecoder` behind a convolutional network.
+        hidden: of the :class:`MLPDecoder` behind an :class:`~lit_ssl.networks.small.MLP`.
+    """
+    if is_vit(backbone):
+        return TokenDecoder(backbone, grid, dim, depth, heads)  # type: ignore[arg-type]
+    features: int = backbone.num_features  # type: ignore[assignment]
+    network = (
+        MLPDecoder(features, spec, hidden) if isinstance(backbone, MLP) else ConvDecoder(features, spec, width=width)
+    )
+    return PooledDecoder(network, grid, features)
