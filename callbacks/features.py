@@ -19,26 +19,28 @@ __all__ = ["Features", "HeldOutSample", "Part", "encode", "represent"]
 
 Features = tuple[dict[str, Tensor], Tensor]
 
-_latest: tuple[Any, Any, Tensor] | None = None  # weak reference to a batch's images, state of the weights, embeddings
+# By method: weak reference to a batch's images, state of the weights, embeddings.
+_latest: dict[str, tuple[Any, Any, Tensor]] = {}
 
 
-def represent(pl_module: Any, image: Tensor) -> Tensor:
+def represent(pl_module: Any, image: Tensor, method: str = "represent") -> Tensor:
     """``pl_module.represent(image)``, computed once for all callbacks that ask for the same batch and weights.
 
     Args:
-        pl_module: has ``represent``.
+        pl_module: has that method.
         image: uint8 (B, C, H, W).
+        method: another one, such as ``represent_image``.
 
     Returns:
         float32 (B, D), without gradient; not to be changed in place.
     """
-    global _latest
     tensors = [*pl_module.parameters(), *pl_module.buffers()]
     state = (id(pl_module), *((id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors))
-    if _latest is not None and _latest[0]() is image and _latest[1] == state:
-        return _latest[2]
-    x = pl_module.represent(image).detach()
-    _latest = (weakref.ref(image), state, x)
+    latest = _latest.get(method)
+    if latest is not None and latest[0]() is image and latest[1] == state:
+        return latest[2]
+    x = getattr(pl_module, method)(image).detach()
+    _latest[method] = (weakref.ref(image), state, x)
     return x
 
 
@@ -106,7 +108,7 @@ def encode(
 
 
 class HeldOutSample:
-    """Up to ``max_samples`` rows of what a validation passes by, spread evenly over its batches.
+    """Up to ``max_samples`` rows of what a validation or test passes by, spread evenly over its batches.
 
     Spread, because the images of a set are often sorted by class.
     """
@@ -119,7 +121,7 @@ class HeldOutSample:
     def start(self, trainer: Trainer) -> None:
         """Forget what was taken, and see from the number of batches how many rows to take of each."""
         self._parts, self._taken = {}, 0
-        batches = sum(trainer.num_val_batches)
+        batches = sum(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
         self._limit = math.ceil(self.max_samples / world_size())
         self._rows = math.ceil(self._limit / batches) if math.isfinite(batches) and batches else self._limit
 

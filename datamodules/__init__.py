@@ -1,8 +1,10 @@
 """Where samples come from, in which order, and where views are made."""
 
+from .captioned_shapes import CaptionedShapes
 from .dataset import ImageTensors, Loader
 from .image_files import CorruptImageError, ImageFiles, decode
 from .image_folder import ImageFolder
+from .image_text import ImageText
 from .module import ImageDataModule
 from .quickstart import Quickstart
 from .sampler import ShardedSampler
@@ -13,12 +15,14 @@ __all__ = [
     "CIFAR100",
     "MNIST",
     "STL10",
+    "CaptionedShapes",
     "CorruptImageError",
     "FashionMNIST",
     "ImageDataModule",
     "ImageFiles",
     "ImageFolder",
     "ImageTensors",
+    "ImageText",
     "Loader",
     "Quickstart",
     "ShardedSampler",

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lit_ssl.views import Batch
 
-__all__ = ["EXTENSIONS", "CorruptImageError", "ImageFiles", "decode", "find_images"]
+__all__ = ["EXTENSIONS", "CorruptImageError", "ImageFiles", "decode", "find_images", "report_broken"]
 
 EXTENSIONS = tuple(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())  # noqa: SIM905
 
@@ -24,11 +25,34 @@ _WORKER_PREFIX = f"{__name__}.CorruptImageError: "
 
 
 class CorruptImageError(RuntimeError):
-    """More files could not be decoded than ``max_corrupt`` allows."""
+    """More files could not be decoded, or rows of a table not be used, than ``max_corrupt`` allows."""
 
     def __init__(self, message: str) -> None:
         # From a worker process torch raises us anew, with the worker's traceback around our message.
         super().__init__(message.rpartition(_WORKER_PREFIX)[2].strip())
+
+
+def report_broken(reasons: Sequence[str], count: int, max_corrupt: int, noun: str = "file") -> None:
+    """Warns of what is left out, each by name, while no more of it is broken than is allowed.
+
+    Args:
+        reasons: what was found broken just now, and why.
+        count: how many have been found so far, these among them.
+        max_corrupt: how many are allowed.
+        noun: what they are.
+
+    Raises:
+        CorruptImageError: ``count`` exceeds ``max_corrupt``; names the first three.
+    """
+    if count > max_corrupt:
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        what = f"the {count} broken {noun}s found exceed" if count > 1 else f"no broken {noun} is allowed by"
+        raise CorruptImageError(
+            f"{'; '.join(reasons[:3])}{more}; {what} max_corrupt={max_corrupt}. Repair or remove "
+            f"{'it' if len(reasons) == 1 else 'them'}, or allow more with --data.max_corrupt {max(10, 2 * count)}"
+        )
+    for place, reason in enumerate(reasons, count - len(reasons) + 1):
+        warnings.warn(f"skipped: {reason}; {place} of at most {max_corrupt}", stacklevel=3)
 
 
 def find_images(root: Path) -> list[str]:
@@ -54,7 +78,7 @@ def find_images(root: Path) -> list[str]:
     return sorted(walk(str(root), "", frozenset()))
 
 
-def decode(path: str | os.PathLike[str], size: int, channels: int) -> Tensor:
+def decode(file: str | os.PathLike[str] | BinaryIO, size: int, channels: int) -> Tensor:
     """An image file as uint8 (channels, size, size): its central square, resampled (bicubic, antialiased).
 
     Upright by its EXIF orientation. 16-bit gray is scaled to 8 bits, and 32-bit integer gray is taken as 16-bit, as
@@ -62,14 +86,14 @@ def decode(path: str | os.PathLike[str], size: int, channels: int) -> Tensor:
     gives its first frame.
 
     Args:
-        path: the file.
+        file: its path, or the open file.
         size: height and width of the result, in pixels; smaller images are enlarged.
         channels: 1 gray, 3 RGB, 4 RGBA.
 
     Raises:
         Exception: whatever Pillow raises on a file that it cannot decode in full.
     """
-    with Image.open(path) as opened:
+    with Image.open(file) as opened:
         if opened.format == "JPEG":
             opened.draft(None, (2 * size, 2 * size))  # a half, quarter or eighth, where enough is left
         image = ImageOps.exif_transpose(opened)
@@ -106,6 +130,7 @@ class ImageFiles(Dataset[Batch]):
         channels: 1, 3 or 4.
         max_corrupt: how many different files of the set may be broken, as one process and its workers see them.
         substitute: see above.
+        found: how many broken samples were left out before, which count as well.
     """
 
     def __init__(
@@ -118,6 +143,7 @@ class ImageFiles(Dataset[Batch]):
         channels: int,
         max_corrupt: int = 0,
         substitute: bool = True,
+        found: int = 0,
     ) -> None:
         self.root = root
         self.labels = labels
@@ -125,6 +151,7 @@ class ImageFiles(Dataset[Batch]):
         self.channels = channels
         self.max_corrupt = max_corrupt
         self.substitute = substitute
+        self.found = found
         # One array, not N strings, whose reference counts would make every worker copy the list page by page.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # seen so far, by any worker
@@ -136,6 +163,14 @@ class ImageFiles(Dataset[Batch]):
         """The file of image ``i``."""
         return self.root / os.fsdecode(self._paths[i])
 
+    def source(self, i: int) -> Path | BinaryIO:
+        """What image ``i`` is decoded from."""
+        return self.path(i)
+
+    def name(self, i: int) -> str:
+        """What messages call image ``i``."""
+        return str(self.path(i))
+
     @property
     def corrupt(self) -> list[Path]:
         """The files that could not be decoded so far."""
@@ -143,22 +178,17 @@ class ImageFiles(Dataset[Batch]):
 
     def _read(self, i: int) -> Tensor | None:
         try:
-            return decode(self.path(i), self.size, self.channels)
+            return decode(self.source(i), self.size, self.channels)
         except Exception as error:  # Pillow's decoders raise nearly anything
             if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError | PermissionError):
                 raise  # the disk or the network failed, not this file: another time it would be read
-            reason = f"{self.path(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
+            reason = f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
         if not self._broken[i]:
             self._broken[i] = True
-            count = int(self._broken.sum())
+            count = self.found + int(self._broken.sum())
             if count > self.max_corrupt:
                 self._broken[i] = False
-                what = f"the {count} broken files found exceed" if count > 1 else "no broken file is allowed by"
-                raise CorruptImageError(
-                    f"{reason}; {what} max_corrupt={self.max_corrupt}. Repair or remove it, or allow more with "
-                    f"--data.max_corrupt {max(10, 2 * count)}"
-                )
-            warnings.warn(f"skipped: {reason}; {count} of at most {self.max_corrupt}", stacklevel=2)
+            report_broken([reason], count, self.max_corrupt)
         return None
 
     def _row(self, i: int) -> tuple[Tensor, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,23 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_ssl.checks import check_integer
-from lit_ssl.spec import ImageSpec
 from lit_ssl.views import View
 
+from .decoded import HELD_OUT_NAMES, DecodedImages, held_out
 from .image_files import EXTENSIONS, ImageFiles, find_images
-from .module import ImageDataModule
 
 __all__ = ["ImageFolder"]
 
-# ImageNet's RGB statistics, and their mean for gray, as timm takes it for models of one channel.
-_MEAN: dict[int, tuple[float, ...]] = {1: (0.449,), 3: (0.485, 0.456, 0.406), 4: (0.485, 0.456, 0.406, 0.5)}
-_STD: dict[int, tuple[float, ...]] = {1: (0.226,), 3: (0.229, 0.224, 0.225), 4: (0.229, 0.224, 0.225, 0.5)}
 
-_HELD_OUT = ("val", "valid", "validation", "test")
-
-
-class ImageFolder(ImageDataModule):
+class ImageFolder(DecodedImages):
     """A folder of images: nested or flat, any format and mode that Pillow reads, labelled by sub-folder or not at all.
 
     Held out are, in this order: the images of ``val_root``; those of ``root/val`` (or ``valid``, ``validation``,
@@ -75,52 +65,45 @@ class ImageFolder(ImageDataModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(root, batch_size, num_workers, seed, views, image_size)
-        if channels not in _MEAN:
-            raise ValueError(f"channels must be 1 (gray), 3 (RGB) or 4 (RGBA), got {channels!r}")
+        super().__init__(
+            root,
+            batch_size,
+            num_workers,
+            seed,
+            views,
+            image_size,
+            load_size=load_size,
+            channels=channels,
+            val_fraction=val_fraction,
+            max_corrupt=max_corrupt,
+            mean=mean,
+            std=std,
+        )
         if labels not in ("auto", "folder", "none"):
             raise ValueError(f"labels must be 'auto', 'folder' or 'none', got {labels!r}")
-        if isinstance(val_fraction, bool) or not isinstance(val_fraction, int | float) or not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be from 0 to below 1, got {val_fraction!r}")
-        check_integer("max_corrupt", max_corrupt, 0)
-        check_integer("load_size", load_size, optional=True)
-        self.spec = ImageSpec(
-            self.image_size or 224,
-            channels,
-            _MEAN[channels] if mean is None else tuple(mean),
-            _STD[channels] if std is None else tuple(std),
-        )
-        self.load_size = load_size or round(max(self.spec.height, self.spec.width) * 8 / 7)
         self.labels = labels
-        self.val_fraction = val_fraction
         self.val_root = None if val_root is None else Path(val_root).expanduser()
-        self.max_corrupt = max_corrupt
-
-    def default_workers(self) -> int:
-        local = self.trainer.num_devices if self.trainer is not None else 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(cores, 8) // local)
 
     def load(self) -> None:
-        train, held_out = self._splits()
-        same = train[0] == held_out[0]  # then a rare class may be held out in full
-        classes = self._classes(train[1] + held_out[1] if same else train[1])
+        train, val = self._splits()
+        same = train[0] == val[0]  # then a rare class may be held out in full
+        classes = self._classes(train[1] + val[1] if same else train[1])
         if classes is not None:
-            unknown = sorted({_folder(path) for path in held_out[1]} - {None, *classes}, key=str)
+            unknown = sorted({_folder(path) for path in val[1]} - {None, *classes}, key=str)
             if unknown:
                 raise ValueError(
-                    f"{held_out[0]} holds the sub-folder {unknown[0]!r}, which is no class of {train[0]}: "
+                    f"{val[0]} holds the sub-folder {unknown[0]!r}, which is no class of {train[0]}: "
                     f"{', '.join(classes[:20])}{', …' if len(classes) > 20 else ''}"
                 )
             self.class_names, self.num_classes = classes, len(classes)
         self.train_set = self._files(*train, classes, substitute=True)
-        self.val_set = self._files(*held_out, classes, substitute=False) if held_out[1] else None
+        self.val_set = self._files(*val, classes, substitute=False) if val[1] else None
         self.labelled_set = None if classes is None else self.train_set
 
     def _splits(self) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
         """Folder and paths of the images to train on, and of those held out."""
         train = self.root / "train"
-        val = next((self.root / name for name in _HELD_OUT if (self.root / name).is_dir()), None)
+        val = next((self.root / name for name in HELD_OUT_NAMES if (self.root / name).is_dir()), None)
         if self.val_root is not None:
             if _below(self.root, self.val_root) is not None:
                 raise ValueError(f"val_root={str(self.val_root)!r} holds root={str(self.root)!r}: nothing is held out")
@@ -132,10 +115,8 @@ class ImageFolder(ImageDataModule):
         if train.is_dir() and val is not None:
             return (train, _found(train)), (val, _found(val))
         paths = _found(self.root)
-        count = min(max(1, round(self.val_fraction * len(paths))) if self.val_fraction else 0, len(paths) - 1)
-        held_out = set(sorted(paths, key=_hash)[:count])
-        rest = [path for path in paths if path not in held_out]
-        return (self.root, rest), (self.root, sorted(held_out))
+        chosen = held_out(paths, self.val_fraction)
+        return (self.root, [path for path in paths if path not in chosen]), (self.root, sorted(chosen))
 
     def _classes(self, paths: list[str]) -> list[str] | None:
         found = sorted({name for path in paths if (name := _folder(path)) is not None})
@@ -163,10 +144,6 @@ def _below(folder: Path, root: Path) -> str | None:
     """How paths of images in ``folder`` begin, relative to ``root``; None if it does not lie inside."""
     folder, root = folder.resolve(), root.resolve()
     return folder.relative_to(root).as_posix() + "/" if folder.is_relative_to(root) else None
-
-
-def _hash(path: str) -> bytes:
-    return hashlib.blake2b(os.fsencode(path)).digest()
 
 
 def _folder(path: str) -> str | None:

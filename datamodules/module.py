@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from lit_ssl.checks import check_integer
 from lit_ssl.random import resolve_seed
 from lit_ssl.spec import ImageSpec
-from lit_ssl.views import Batch, View, as_batch, with_keys, with_views
+from lit_ssl.views import Batch, View, as_batch, with_keys, with_text, with_views
 
 from .dataset import Loader, collate
 from .sampler import ShardedSampler
@@ -25,7 +25,8 @@ __all__ = ["ImageDataModule"]
 
 
 class ImageDataModule(LightningDataModule):
-    """Serves batches as dicts (``image``, ``label``, ``index``, ``key``, ``views``; see :mod:`lit_ssl.views`).
+    """Serves batches as dicts (``image``, ``label``, ``index``, ``key``, ``views``, with captions also ``text``; see
+    :mod:`lit_ssl.views`).
 
     The views are made on the device, by the ``views`` given here or else by those of the module in training. To serve
     data of your own, subclass, set ``spec`` in ``__init__``, and in :meth:`load` set ``train_set`` and ``val_set``
@@ -37,6 +38,8 @@ class ImageDataModule(LightningDataModule):
         val_set: held-out images, which ``validate``, ``test`` and ``predict`` use; None if there are none.
         labelled_set: labelled images to train probes on, usually ``train_set`` itself; None without labels.
         num_classes, class_names: None without labels.
+        class_templates: captions around a class name in the words of the data's own captions, such as "one small {} on
+            the left", for zero-shot classification; None leaves them to :class:`~lit_ssl.callbacks.ZeroShot`.
 
     Args:
         root: folder of the data.
@@ -54,6 +57,7 @@ class ImageDataModule(LightningDataModule):
 
     spec: ImageSpec
     native: ClassVar[ImageSpec | None] = None  # the spec of a data set whose images are all alike
+    class_templates: Sequence[str] | None = None
 
     def __init__(
         self,
@@ -189,14 +193,18 @@ class ImageDataModule(LightningDataModule):
     # Keys and views
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Adds ``key``; in evaluation drops padding rows, here, where ``index`` is still on the host."""
+        """Adds ``key``, and ``text`` to rows with captions: one drawn by key, in evaluation the first.
+
+        Padding rows are dropped from evaluation here, where ``index`` is still on the host.
+        """
         indexed = isinstance(batch, dict) and "index" in batch
         batch = as_batch(batch)
         trainer = cast(Any, self.trainer)
         if trainer.training:
-            return with_keys(batch, self.run_seed, trainer.current_epoch, (trainer.global_step, trainer.global_rank))
+            batch = with_keys(batch, self.run_seed, trainer.current_epoch, (trainer.global_step, trainer.global_rank))
+            return with_text(batch, draw=True)
         batch = _without_padding(batch) if indexed else batch
-        return with_keys(batch, self.run_seed, -1, (dataloader_idx, trainer.global_rank))
+        return with_text(with_keys(batch, self.run_seed, -1, (dataloader_idx, trainer.global_rank)), draw=False)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves all but ``key``, from which random decisions are drawn on the host."""

@@ -6,15 +6,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .methods import MoCo, SimCLR
+    from .methods import CLIP, MAE, MCL, VAE, Fusion, LeJEPA, MoCo, SimCLR
     from .module import SSLModule
     from .spec import ImageSpec
 
 __version__ = "0.1.0"
 
-__all__ = ["ImageSpec", "MoCo", "SSLModule", "SimCLR", "__version__"]
+__all__ = ["CLIP", "MAE", "MCL", "VAE", "Fusion", "ImageSpec", "LeJEPA", "MoCo", "SSLModule", "SimCLR", "__version__"]
 
-_HOMES = {"ImageSpec": "spec", "MoCo": "methods", "SSLModule": "module", "SimCLR": "methods"}
+_HOMES = {
+    "CLIP": "methods",
+    "MAE": "methods",
+    "MCL": "methods",
+    "VAE": "methods",
+    "Fusion": "methods",
+    "ImageSpec": "spec",
+    "LeJEPA": "methods",
+    "MoCo": "methods",
+    "SSLModule": "module",
+    "SimCLR": "methods",
+}
 
 
 def __getattr__(name: str) -> Any:

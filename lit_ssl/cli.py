@@ -23,13 +23,19 @@ from lit_ssl import configs
 from lit_ssl.callbacks import (
     AugmentedViews,
     EmbeddingMap,
+    ImageTextRetrieval,
+    LatentSamples,
+    LatentTraversals,
     LearningRate,
+    NearestNeighbours,
     OnlineKNN,
     OnlineLinearProbe,
+    Reconstructions,
     RepresentationMonitor,
     SaveEmbeddings,
     SummaryTable,
     Throughput,
+    ZeroShot,
 )
 from lit_ssl.logger import RunRecord
 from lit_ssl.messages import UserError, cause_of, choice_of, is_users, line_of, quiet
@@ -37,13 +43,19 @@ from lit_ssl.module import SSLModule
 
 __all__ = ["CLI", "UserError", "run"]
 
-# Always there, each configurable under its key: --probe.every_n_steps 4
+# Always there, each configurable under its key (--probe.every_n_steps 4), if the method has what the callback needs.
 CALLBACKS: dict[str, type] = {
     "probe": OnlineLinearProbe,
     "knn": OnlineKNN,
     "spectrum": RepresentationMonitor,
     "augmented_views": AugmentedViews,
     "embedding_map": EmbeddingMap,
+    "nearest_neighbours": NearestNeighbours,
+    "reconstructions": Reconstructions,
+    "latent_traversals": LatentTraversals,
+    "latent_samples": LatentSamples,
+    "retrieval": ImageTextRetrieval,
+    "zero_shot": ZeroShot,
     "table": SummaryTable,
     "embeddings": SaveEmbeddings,
     "learning_rate": LearningRate,
@@ -179,6 +191,7 @@ class CLI(LightningCLI):
         }
         keys = [key for key in self._parser(self.subcommand).callback_keys if not off.get(key)]
         callbacks = [self._get(self.config_init, key) for key in keys]
+        callbacks = [callback for callback in callbacks if hasattr(self.model, getattr(callback, "needs", "loss"))]
         return self._instantiate_trainer({**config, **kwargs}, callbacks)
 
     def _metrics_logger(self, root: str | None) -> CSVLogger:

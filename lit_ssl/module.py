@@ -141,9 +141,9 @@ class SSLModule(LightningModule):
             self.to(memory_format=torch.channels_last)
         if self._compile:
             # A masked forward pass goes through a ViT's blocks, not through its forward.
-            parts = self.backbone.blocks.children() if is_vit(self.backbone) else [self.backbone]
-            for part in parts:
-                part.compile()
+            blocks = cast(nn.Module, self.backbone.blocks).children() if is_vit(self.backbone) else [self.backbone]
+            for block in blocks:
+                block.compile()
 
     def build_heads(self) -> None:
         """Add what the method trains beside the backbone; called once, with ``backbone`` and ``spec`` in place."""
@@ -254,11 +254,9 @@ class SSLModule(LightningModule):
     def configure_optimizers(self) -> Any:
         self.trainer.fit_loop.setup_data()  # what follows asks for the loader's length and batch size
         total = self.trainer.estimated_stepping_batches
-        batch = self._batch_size() * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        arguments = {
-            **self.optimizer_arguments,
-            "lr": scaled_lr(self.optimizer_arguments["lr"], batch, self.lr_scaling),
-        }
+        arguments = dict(self.optimizer_arguments)
+        if self.lr_scaling != "none":
+            arguments["lr"] = scaled_lr(arguments["lr"], self._global_batch(), self.lr_scaling)
         optimizer = build_optimizer(self, **arguments)
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup = self.warmup_epochs * steps_per_epoch if math.isfinite(steps_per_epoch) else 0
@@ -270,11 +268,11 @@ class SSLModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
-    def _batch_size(self) -> int:
+    def _global_batch(self) -> int:
         size = getattr(self.trainer.train_dataloader, "batch_size", None)
         if size is None:
             raise ValueError("lr_scaling needs the batch size: give a DataLoader with batch_size, or lr_scaling='none'")
-        return size
+        return size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     # A plain DataLoader of uint8 images; a data module of this package has these hooks itself.
 

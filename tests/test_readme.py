@@ -1,12 +1,14 @@
 """Every command and Python block of the README runs, with fewer steps and less data."""
 
 import gzip
+import io
 import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,18 @@ def write_fashion_mnist(folder):
             (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
 
 
+def write_captions(folder):
+    rows = [f"{i}.jpg,a picture of shade {i}" for i in range(40)]
+    (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    for shard in range(10):
+        with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
+            for i in range(4 * shard, 4 * shard + 4):
+                text = f"a picture of shade {i}".encode()
+                (member := tarfile.TarInfo(f"{i}.txt")).size = len(text)
+                tar.addfile(member, io.BytesIO(text))
+                tar.add(folder / f"{i}.jpg", f"{i}.jpg")
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A user's folder: data and photos of their own, and a first run's checkpoint."""
@@ -39,6 +53,7 @@ def workplace(tmp_path_factory):
     (place / "photos").mkdir()
     for i in range(40):
         Image.new("RGB", (60, 40), (i * 6, 255 - i * 6, 99)).save(place / "photos" / f"{i}.jpg")
+    write_captions(place / "photos")
     fit = next(c for c in COMMANDS if "fit --config method/simclr --config data/fashion_mnist" in c)
     run(f"{fit} {SHORT} --trainer.max_epochs 1 --model.backbone resnet18", place)
     return place
@@ -59,7 +74,7 @@ def test_command(command, workplace):
     extra = "" if "--print_config" in command else SHORT
     if " fit " in command and extra:
         extra += " --trainer.max_epochs 1"
-    if "image_folder" in command:
+    if "image_folder" in command or "image_text" in command:
         extra += " --data.image_size 32"
     if " predict " in command:
         extra += " --trainer.limit_predict_batches 1"

@@ -8,16 +8,15 @@ over the global batch, value and gradient, even when ranks hold unequal numbers 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from lit_ssl.checks import check_integer, check_positive
 from lit_ssl.distributed import gather, rank, row_counts, world_size
+
+from .rows import log_sum_negatives, pair, sum_rows, unit
 
 __all__ = ["contrastive_options", "info_nce", "nt_xent"]
 
@@ -52,9 +51,9 @@ def nt_xent(
         ValueError: shapes that differ or are not (B, D), or an option outside its range.
     """
     contrastive_options(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
-    z1, z2 = _pair("z1", z1, "z2", z2)
+    z1, z2 = pair("z1", z1, "z2", z2)
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = _unit(z1), _unit(z2)
+        z1, z2 = unit(z1), unit(z2)
         counts = row_counts(len(z1))
         n, start = sum(counts), sum(counts[: rank()])
         candidates = torch.cat([gather(z1, counts), gather(z2, counts)])  # (2n, D)
@@ -63,9 +62,9 @@ def nt_xent(
 
         def rows(query: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
             logits = (query @ candidates.T / temperature).scatter(1, excluded, -torch.inf)
-            return _cross_entropy(logits, positive, 2 * n - 2, temperature, beta, tau_plus, decoupled)
+            return _cross_entropy(logits, positive, 2 * n - 2, -1 / temperature, beta, tau_plus, decoupled)
 
-        total = _sum_rows(
+        total = sum_rows(
             rows,
             torch.cat([z1, z2]),
             torch.cat([positive, positive]),
@@ -84,6 +83,7 @@ def info_nce(
     beta: float = 0.0,
     tau_plus: float = 0.0,
     decoupled: bool = False,
+    kappa: float | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """InfoNCE from queries to keys (van den Oord et al. 2018, arXiv:1807.03748).
@@ -95,6 +95,8 @@ def info_nce(
         query, key: (B, D) of this rank; normalised here; computed in float32 or wider.
         temperature: divides the cosine similarity; positive.
         queue: (K, D) keys of earlier batches, alike on all ranks; normalised here; receives no gradient.
+        kappa: takes the t-distributed spherical similarity (1 + cos) / 2 / (1 + kappa (1 - cos)) in place of the
+            cosine; at least 0, and 1/64 in OCL (Yang et al. 2025, arXiv:2411.09858, and its code).
         beta, tau_plus, decoupled, chunk_size: as in :func:`nt_xent`.
 
     Returns:
@@ -104,86 +106,66 @@ def info_nce(
         ValueError: shapes that differ or are not (B, D), a queue that is not (K, D), or an option outside its range.
     """
     contrastive_options(temperature=temperature, beta=beta, tau_plus=tau_plus, chunk_size=chunk_size)
-    query, key = _pair("query", query, "key", key)
+    if kappa is not None:
+        check_positive("kappa", kappa, zero=True)
+    query, key = pair("query", query, "key", key)
     if queue is not None and (queue.ndim != 2 or queue.shape[1] != query.shape[1]):
         raise ValueError(f"queue must be (K, {query.shape[1]}), got {tuple(queue.shape)}")
     with torch.autocast(query.device.type, enabled=False):
-        query, key = _unit(query), _unit(key)
+        query, key = unit(query), unit(key)
         counts = row_counts(len(query))
         n, start = sum(counts), sum(counts[: rank()])
-        candidates = gather(key, counts) if queue is None else _unit(queue.detach())
+        candidates = gather(key, counts) if queue is None else unit(queue.detach())
         own = start + torch.arange(len(query), device=query.device)
+        least = -1 / temperature if kappa is None else 0.0
 
         def rows(query: Tensor, positive: Tensor, own: Tensor) -> Tensor:
-            logits = query @ candidates.T / temperature
+            logits = _similarity(query @ candidates.T, temperature, kappa)
             if queue is None:
                 logits = logits.scatter(1, own, -torch.inf)
             negatives = len(candidates) - (1 if queue is None else 0)
-            return _cross_entropy(logits, positive, negatives, temperature, beta, tau_plus, decoupled)
+            return _cross_entropy(logits, positive, negatives, least, beta, tau_plus, decoupled)
 
-        positive = (query * key).sum(-1) / temperature
-        total = _sum_rows(rows, query, positive, own[:, None], chunk_size=chunk_size)
+        positive = _similarity((query * key).sum(-1), temperature, kappa)
+        total = sum_rows(rows, query, positive, own[:, None], chunk_size=chunk_size)
         return total * (world_size() / max(n, 1))
+
+
+def _similarity(cosine: Tensor, temperature: float, kappa: float | None) -> Tensor:
+    if kappa is not None:
+        cosine = (1 + cosine) / (2 * (1 + kappa * (1 - cosine)))
+    return cosine / temperature
 
 
 def _cross_entropy(
     logits: Tensor,
     positive: Tensor,
     negatives: int,
-    temperature: float,
+    least: float,
     beta: float,
     tau_plus: float,
     decoupled: bool,
 ) -> Tensor:
     """-log(e^p / (e^p + Ng)) for each row, with Ng kept as a logarithm throughout.
 
-    logits: (R, M) similarities over temperature, -inf where a column is no negative of the row; positive: (R,).
+    logits: (R, M) similarities over temperature, -inf where a column is no negative of the row; positive: (R,);
+    least: what a logit is at its lowest.
     """
     if negatives < 1:
         return positive * 0  # nothing to tell the positive from
-    if beta:
-        # sum_j w_j e^l_j with w_j = e^(beta l_j) / mean_k e^(beta l_k)
-        log_negatives = (
-            torch.logsumexp((1 + beta) * logits, 1) - torch.logsumexp(beta * logits, 1) + math.log(negatives)
-        )
-    else:
-        log_negatives = torch.logsumexp(logits, 1)
+    log_negatives = log_sum_negatives(logits, negatives, beta)
     if tau_plus:
-        log_negatives = _debias(log_negatives, positive, negatives, temperature, tau_plus)
+        log_negatives = _debias(log_negatives, positive, negatives, least, tau_plus)
     return (log_negatives if decoupled else torch.logaddexp(positive, log_negatives)) - positive
 
 
-def _debias(log_negatives: Tensor, positive: Tensor, negatives: int, temperature: float, tau_plus: float) -> Tensor:
-    """log max{(Ng - tau_plus N e^p) / (1 - tau_plus), N e^(-1/t)}: Chuang et al. 2020, eq. 8."""
+def _debias(log_negatives: Tensor, positive: Tensor, negatives: int, least: float, tau_plus: float) -> Tensor:
+    """log max{(Ng - tau_plus N e^p) / (1 - tau_plus), N e^least}: Chuang et al. 2020, eq. 8, with least = -1/t."""
     excess = positive + math.log(tau_plus * negatives) - log_negatives
     safe = excess.clamp(max=-1e-6)  # where the difference is not positive the floor is taken, and no gradient flows
     debiased = log_negatives + torch.log(-torch.expm1(safe)) - math.log1p(-tau_plus)
-    floor = math.log(negatives) - 1 / temperature
+    floor = math.log(negatives) + least
     return torch.where(excess < -1e-6, debiased, floor).clamp(min=floor)
-
-
-def _sum_rows(fn: Callable[..., Tensor], *rows: Tensor, chunk_size: int | None) -> Tensor:
-    """The sum of ``fn`` over all rows: at once, or block by block, each block's work redone in the backward pass."""
-    if chunk_size is None or len(rows[0]) <= chunk_size:
-        return fn(*rows).sum()
-
-    def block(*part: Tensor) -> Tensor:
-        return fn(*part).sum()
-
-    parts = zip(*(r.split(chunk_size) for r in rows), strict=True)
-    return torch.stack([checkpoint(block, *p, use_reentrant=False, preserve_rng_state=False) for p in parts]).sum()
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
-
-
-def _pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> tuple[Tensor, Tensor]:
-    if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(
-            f"{name_a} and {name_b} must both be (B, D) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    return a, b
 
 
 def contrastive_options(

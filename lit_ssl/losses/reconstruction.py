@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_ssl.distributed import all_reduce_sum, world_size
 
-__all__ = ["masked_mse"]
+__all__ = ["masked_mse", "normalize_patches"]
 
 
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -38,3 +38,28 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         weight = mask.to(dtype)
         count = all_reduce_sum(weight.sum())
         return (error * weight).sum() * world_size() / count.clamp(min=torch.finfo(dtype).tiny)
+
+
+def normalize_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each patch at mean 0 and variance 1: (patches - mean) / std, with the mean and std that undo it.
+
+    The unbiased variance plus 1e-6, so that a patch of one colour stays finite (He et al. 2021, arXiv:2111.06377,
+    section 3, and its authors' code).
+
+    Args:
+        patches: (B, L, P), P at least 2; computed in float32 or wider.
+
+    Returns:
+        The normalised patches (B, L, P), mean (B, L, 1) and std (B, L, 1), at least float32.
+
+    Raises:
+        ValueError: patches of a single number, which have no variance.
+    """
+    if patches.shape[-1] < 2:
+        raise ValueError(f"patches must hold at least 2 numbers to be normalised, got {tuple(patches.shape)}")
+    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    mean = patches.mean(-1, keepdim=True)
+    centred = patches - mean
+    variance = centred.square().sum(-1, keepdim=True) / (patches.shape[-1] - 1)
+    std = (variance + 1e-6).sqrt()
+    return centred / std, mean, std

@@ -3,9 +3,9 @@
 from .backbones import build_backbone, load_backbone
 from .decoders import ConvDecoder, MLPDecoder, build_patch_decoder
 from .heads import MLPHead
-from .masked import encode_masked, is_vit, patch_grid, sincos_positions
+from .masked import encode_masked, initialize_vit, is_vit, patch_grid, sincos_positions
 from .norms import synchronize_batchnorm
-from .patches import PatchGrid, mask_of, random_keep
+from .patches import PatchGrid, mask_of, random_keep, visible_tokens
 from .small import MLP, ConvNet
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "build_backbone",
     "build_patch_decoder",
     "encode_masked",
+    "initialize_vit",
     "is_vit",
     "load_backbone",
     "mask_of",
@@ -25,4 +26,5 @@ __all__ = [
     "random_keep",
     "sincos_positions",
     "synchronize_batchnorm",
+    "visible_tokens",
 ]

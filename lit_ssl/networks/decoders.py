@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,11 @@ from torch import Tensor, nn
 from lit_ssl.checks import check_integer
 from lit_ssl.spec import ImageSpec
 
-from .masked import Encoded, is_vit, sincos_table
+from .masked import Encoded, is_vit, sincos_table, xavier_linears
 from .patches import PatchGrid
 from .small import MLP
 
-__all__ = ["ConvDecoder", "MLPDecoder", "PooledDecoder", "TokenDecoder", "build_patch_decoder"]
+__all__ = ["ConvDecoder", "MLPDecoder", "PooledDecoder", "TokenDecoder", "build_patch_decoder", "decoder_options"]
 
 
 class MLPDecoder(nn.Module):
@@ -37,8 +39,7 @@ class MLPDecoder(nn.Module):
         self, in_features: int, spec: ImageSpec, hidden: Sequence[int] = (256,), channels: int | None = None
     ) -> None:
         super().__init__()
-        for value in hidden:
-            check_integer("hidden", value)
+        _check_hidden("hidden", hidden)
         self.shape = (channels or spec.channels, *spec.size)
         widths = [in_features, *hidden]
         layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
@@ -51,7 +52,7 @@ class MLPDecoder(nn.Module):
 class ConvDecoder(nn.Module):
     """A convolutional decoder from codes (B, in_features) to images (B, channels, H, W), linear at the end.
 
-    A Linear layer makes the coarsest map, of 4 to 7 pixels along the shorter side; then the size doubles (nearest
+    A Linear layer makes the coarsest map, of 4 to 8 pixels along the shorter side; then the size doubles (nearest
     neighbour, which leaves no checkerboard: Odena et al. 2016), each time followed by a 3x3 convolution, GroupNorm and
     ReLU; sizes that are no power of two times the first are met by rounding up. GroupNorm keeps images independent of
     their batch.
@@ -68,9 +69,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, in_features: int, spec: ImageSpec, channels: int | None = None, width: int = 32) -> None:
         super().__init__()
-        check_integer("width", width, 8)
-        if width % 8:
-            raise ValueError(f"width must be a multiple of 8, got {width}")
+        _check_width("width", width)
         doublings = 0
         while min(spec.size) / 2**doublings >= 8:
             doublings += 1
@@ -100,7 +99,7 @@ class TokenDecoder(nn.Module):
         vit: whose tokens come in.
         grid: the patches that go out.
         dim: width, a multiple of 4 and of ``heads``.
-        depth: blocks, 0 or more.
+        depth: blocks, 1 or more; through them alone a hidden patch learns of the visible ones.
         heads: of the attention.
 
     Attributes:
@@ -114,22 +113,16 @@ class TokenDecoder(nn.Module):
         self, vit: VisionTransformer, grid: PatchGrid, dim: int = 512, depth: int = 8, heads: int = 16
     ) -> None:
         super().__init__()
-        check_integer("decoder_dim", dim)
-        check_integer("decoder_depth", depth, 0)
-        check_integer("decoder_heads", heads)
-        if dim % heads or dim % 4:
-            raise ValueError(f"decoder_dim must be a multiple of 4 and of decoder_heads ({heads}), got {dim}")
+        decoder_options(dim=dim, depth=depth, heads=heads)
         self.prefix, self.dim = vit.num_prefix_tokens, dim
         self.embed = nn.Linear(vit.embed_dim, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("positions", sincos_table(grid.rows, grid.columns, dim)[None], persistent=False)
-        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)  # the paper's, whatever timm's default is
+        self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+        self.norm = norm(dim)
         self.predict = nn.Linear(dim, grid.values)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        xavier_linears(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, encoded: Encoded, keep: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -140,7 +133,8 @@ class TokenDecoder(nn.Module):
         positions: Tensor = self.positions  # type: ignore[assignment]
         hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), positions.shape[1], -1)
         place = keep.to(tokens.device, non_blocking=True).unsqueeze(-1).expand(-1, -1, self.dim)
-        x = torch.cat([prefix, hidden.scatter(1, place, visible) + positions.to(tokens.dtype)], 1)
+        # Under autocast tokens are half precision and positions are not: the sum, which all blocks add to, is wide.
+        x = torch.cat([prefix, hidden.scatter(1, place, visible) + positions], 1)
         if condition is not None:
             x = x + condition.to(x.dtype).unsqueeze(1)
         return self.predict(self.norm(self.blocks(x))[:, self.prefix :])
@@ -165,6 +159,36 @@ class PooledDecoder(nn.Module):
         return self.grid.patchify(self.network(features))
 
 
+def decoder_options(
+    *, dim: int = 512, depth: int = 8, heads: int = 16, width: int = 32, hidden: Sequence[int] = (256,)
+) -> dict[str, Any]:
+    """Options of :func:`build_patch_decoder`, checked; errors name them as methods do (``decoder_dim`` and so on).
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+    for name, value in (("dim", dim), ("depth", depth), ("heads", heads)):
+        check_integer(f"decoder_{name}", value)
+    if dim % heads or dim % 4:
+        raise ValueError(f"decoder_dim must be a multiple of 4 and of decoder_heads ({heads}), got {dim}")
+    _check_width("decoder_width", width)
+    _check_hidden("decoder_hidden", hidden)
+    return {"dim": dim, "depth": depth, "heads": heads, "width": width, "hidden": hidden}
+
+
+def _check_width(name: str, value: int) -> None:
+    check_integer(name, value, 8)
+    if value % 8:
+        raise ValueError(f"{name} must be a multiple of 8, got {value}")
+
+
+def _check_hidden(name: str, value: Sequence[int]) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{name} must be a sequence of widths, got {value!r}")
+    for width in value:
+        check_integer(name, width)
+
+
 def build_patch_decoder(
     backbone: nn.Module,
     spec: ImageSpec,
@@ -185,9 +209,12 @@ def build_patch_decoder(
         dim, depth, heads: of the :class:`TokenDecoder`.
         width: of the :class:`ConvDecoder` behind a convolutional network.
         hidden: of the :class:`MLPDecoder` behind an :class:`~lit_ssl.networks.small.MLP`.
+
+    Raises:
+        ValueError: an option of the decoder that is built outside its range.
     """
     if is_vit(backbone):
-        return TokenDecoder(backbone, grid, dim, depth, heads)  # type: ignore[arg-type]
+        return TokenDecoder(backbone, grid, dim, depth, heads)
     features: int = backbone.num_features  # type: ignore[assignment]
     network = (
         MLPDecoder(features, spec, hidden) if isinstance(backbone, MLP) else ConvDecoder(features, spec, width=width)

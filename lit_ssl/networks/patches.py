@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_ssl.random import uniform
 from lit_ssl.spec import ImageSpec
 
-__all__ = ["PatchGrid", "even_patch", "mask_of", "random_keep"]
+__all__ = ["PatchGrid", "even_patch", "mask_of", "random_keep", "visible_tokens"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,18 @@ def even_patch(spec: ImageSpec) -> int | None:
     side, common = min(spec.size), math.gcd(*spec.size)
     fitting = [p for p in range(1, common + 1) if common % p == 0 and 4 <= side / p <= 16]
     return min(fitting, key=lambda p: abs(math.log(8 * p / side)), default=None)
+
+
+def visible_tokens(tokens: int, mask_ratio: float) -> int:
+    """How many of ``tokens`` a mask leaves: ``tokens * (1 - mask_ratio)``, rounded down, at least 1, never all.
+
+    Raises:
+        ValueError: fewer than 2 tokens, of which none could be hidden and another seen.
+    """
+    if tokens < 2:
+        raise ValueError(f"masking needs at least 2 patches an image, got {tokens}; choose smaller patches")
+    # 10 * (1 - 0.9) is a little below 1
+    return min(max(math.floor(tokens * (1 - mask_ratio) + 1e-9), 1), tokens - 1)
 
 
 def random_keep(key: Tensor, name: str, tokens: int, visible: int) -> Tensor:

@@ -8,6 +8,7 @@ Data modules call these functions from their transfer hooks; :class:`lit_ssl.SSL
 - ``index``: int64 (B,), the sample's place in its data set; -1 for a row that has none (padding, or a plain loader).
 - ``key``: int64 (B,), the sample's random key for this epoch. It stays on the host, whatever the batch's device, so
   that every random decision is known there without waiting for the device.
+- ``text``: a list of B captions, where the data have any.
 - ``views``: list of (B, C, h, w) in [0, 1].
 """
 
@@ -19,10 +20,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from lit_ssl.random import sample_key
+from lit_ssl.random import sample_key, uniform
 from lit_ssl.spec import ImageSpec
 
-__all__ = ["Batch", "View", "as_batch", "with_keys", "with_views"]
+__all__ = ["Batch", "View", "as_batch", "with_keys", "with_text", "with_views"]
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -64,13 +65,25 @@ def _checked_image(image: Any) -> Tensor:
     return image
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
+
+def _checked_text(value: Any, image: Tensor) -> list[str]:
+    if not _is_text(value) or len(value) != len(image):
+        got = f"{len(value)} of them" if _is_text(value) else _described(value)
+        raise ValueError(f"text must be a list of {len(image)} strings, one caption an image, got {got}")
+    return list(value)
+
+
 def _checked_rows(name: str, value: Any, image: Tensor) -> Tensor:
     rows = image.shape[0]
     if value is None:
         return torch.full((rows,), -1, dtype=torch.int64, device=image.device)
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.shape != (rows,):
         what = "class numbers (-1 for none)" if name == "label" else "places in the data set"
-        raise ValueError(f"{name} must be an integer tensor of shape ({rows},), {what}, got {_described(value)}")
+        hint = "; captions go into a dict with the keys 'image' and 'text'" if _is_text(value) else ""
+        raise ValueError(f"{name} must be an integer tensor of shape ({rows},), {what}, got {_described(value)}{hint}")
     return value.to(torch.int64)
 
 
@@ -79,15 +92,16 @@ def as_batch(raw: Any) -> Batch:
 
     Args:
         raw: a uint8 tensor (B, C, H, W); or a tuple or list ``(image,)``, ``(image, label)`` or ``(image, label, …)``,
-            whose further elements are left out; or a dict with ``image`` and, where there are any, ``label``, ``index``
-            and entries of one's own, which are kept.
+            whose further elements are left out; or a dict with ``image`` and, where there are any, ``label``,
+            ``index``, ``text`` (B captions) and entries of one's own, which are kept.
 
     Returns:
         A new dict; ``label`` and ``index`` are -1 where ``raw`` has none.
 
     Raises:
         TypeError: the images are no uint8 tensor (floats, a list of images of several sizes), or ``raw`` is no batch.
-        ValueError: the images have not four dimensions, or labels or indices are not one integer a row.
+        ValueError: the images have not four dimensions, labels or indices are not one integer a row, or text is not
+            one string a row.
     """
     if isinstance(raw, Tensor):
         raw = {"image": raw}
@@ -100,7 +114,8 @@ def as_batch(raw: Any) -> Batch:
         raise TypeError(f"a batch must be a tensor of images, (image, label) or a dict, got {_described(raw)}")
     image = _checked_image(raw["image"])
     rows = {name: _checked_rows(name, raw.get(name), image) for name in ("label", "index")}
-    return {**raw, "image": image, **rows}
+    text = {"text": _checked_text(raw["text"], image)} if "text" in raw else {}
+    return {**raw, "image": image, **rows, **text}
 
 
 def with_keys(batch: Batch, seed: int, epoch: int, salt: Sequence[int] | None = None) -> Batch:
@@ -120,6 +135,25 @@ def with_keys(batch: Batch, seed: int, epoch: int, salt: Sequence[int] | None = 
     for number in (*(salt or ()), seed):
         place = sample_key(number, epoch, place)
     return {**batch, "key": torch.where(index < 0, place, sample_key(seed, epoch, index))}
+
+
+def with_text(batch: Batch, draw: bool) -> Batch:
+    """``batch`` with one caption of each row as ``text``, in place of its ``captions``; as it is if it has none.
+
+    Args:
+        batch: with ``captions``, a sequence of one or several strings for each row, and ``key``.
+        draw: take one by the row's key, so that epochs differ; else the first.
+    """
+    if "captions" not in batch:
+        return batch
+    batch = dict(batch)
+    captions = batch.pop("captions")
+    if draw:
+        count = torch.tensor([len(ways) for ways in captions])
+        places = (uniform(batch["key"], "caption") * count).to(torch.int64).minimum(count - 1).tolist()
+    else:
+        places = [0] * len(captions)
+    return {**batch, "text": [ways[place] for ways, place in zip(captions, places, strict=True)]}
 
 
 def with_views(batch: Batch, views: View, spec: ImageSpec, dtype: torch.dtype) -> Batch:

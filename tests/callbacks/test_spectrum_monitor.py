@@ -69,6 +69,7 @@ def test_the_sample_is_capped_and_spread_over_batches(method, stripes, make_trai
 def test_sample_never_exceeds_its_limit():
     class Endless:
         num_val_batches = (math.inf,)
+        testing = False
 
     sample = HeldOutSample(10)
     sample.start(Endless())

@@ -11,6 +11,7 @@ from lit_ssl.callbacks import (
     AugmentedViews,
     EmbeddingMap,
     LearningRate,
+    NearestNeighbours,
     OnlineKNN,
     OnlineLinearProbe,
     RepresentationMonitor,
@@ -26,6 +27,7 @@ def watchers():
         RepresentationMonitor(),
         AugmentedViews(every_n_epochs=1),
         EmbeddingMap(every_n_epochs=1),
+        NearestNeighbours(every_n_epochs=1),
         SummaryTable(on_fit_end=True, draws=2),
         LearningRate(),
         Throughput(),
@@ -73,13 +75,15 @@ def test_weights_are_bit_identical_with_and_without_callbacks(
     pictures = {path.name for path in (folder / "pictures").iterdir()}
     assert {f"augmented-views-step{n}.png" for n in (0, 4)} <= pictures
     assert {f"embedding-map-step{n}.png" for n in (2, 4, 6, 8)} <= pictures
+    assert {f"nearest-neighbours-step{n}.png" for n in (2, 4, 6, 8)} <= pictures
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     assert {"lr", "time/images_per_s"} <= set(header.split(","))
     probe = callbacks[0]
     if labels:
         assert {"probe/train_acc", "probe/val_acc", "knn/val_acc"} <= metrics
         assert probe.probe.updates == 8  # it learned at each of 2 x 4 steps
-        assert callbacks[5].scores is not None
+        (table,) = (callback for callback in callbacks if isinstance(callback, SummaryTable))
+        assert table.scores is not None
         assert "this run" in capsys.readouterr().out
     else:
         assert not {"probe/val_acc", "knn/val_acc"} & metrics

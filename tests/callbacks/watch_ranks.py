@@ -12,6 +12,7 @@ from lit_ssl import SimCLR
 from lit_ssl.callbacks import (
     AugmentedViews,
     EmbeddingMap,
+    NearestNeighbours,
     OnlineKNN,
     OnlineLinearProbe,
     RepresentationMonitor,
@@ -36,6 +37,7 @@ def main(folder, devices):
         RepresentationMonitor(max_samples=200),
         AugmentedViews(),
         EmbeddingMap(),
+        NearestNeighbours(),
         SummaryTable(on_fit_end=True, draws=2),
         SaveEmbeddings(),
     ]

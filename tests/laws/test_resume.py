@@ -4,17 +4,30 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_ssl import MoCo, SimCLR
+from lit_ssl import CLIP, MAE, MCL, VAE, Fusion, LeJEPA, MoCo, SimCLR
 from lit_ssl.callbacks import OnlineLinearProbe
-from lit_ssl.datamodules import Quickstart
+from lit_ssl.datamodules import CaptionedShapes, Quickstart
 
 TINY = {"backbone": "convnet", "backbone_options": {"width": 4, "stages": 2, "stem_stride": 2}}
+VIT = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_options": {"embed_dim": 16, "depth": 1, "num_heads": 2},
+    "lr": 1e-2,
+}
+PROJECTOR = {"projector_hidden": 16, "projector_dim": 8}
+DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 METHODS = {
     "simclr": lambda: SimCLR(projector_hidden=16, projector_dim=8, optimizer="adamw", lr=1e-2, **TINY),
     "moco": lambda: MoCo(projector_hidden=16, projector_dim=8, queue_size=100, **TINY),
     "moco_v3": lambda: MoCo(
         queue_size=0, predictor=True, symmetric=True, momentum_schedule="cosine", projector_hidden=16, **TINY
     ),
+    "mae": lambda: MAE(**DECODER, **VIT),
+    "mcl": lambda: MCL(**PROJECTOR, **VIT),
+    "fusion": lambda: Fusion(**PROJECTOR, **DECODER, **VIT),
+    "vae": lambda: VAE(latent_dim=4, kl_warmup_epochs=1, lr=1e-2, **TINY),
+    "lejepa": lambda: LeJEPA(num_directions=16, **PROJECTOR, **VIT),
+    "clip": lambda: CLIP(text_options={"width": 16, "depth": 1, "heads": 2}, mask_ratio=0.5, **VIT),
 }
 
 
@@ -30,7 +43,8 @@ def test_mid_epoch_resume_is_bit_identical(method, workers, make_trainer, tmp_pa
             enable_checkpointing=True,
             callbacks=[probe, saver],
         )
-        trainer.fit(module, Quickstart(batch_size=32, num_workers=workers), **kwargs)
+        data = CaptionedShapes if isinstance(module, CLIP) else Quickstart
+        trainer.fit(module, data(batch_size=32, num_workers=workers), **kwargs)
         assert trainer.global_step == 16
         return module.state_dict(), probe.probe.state_dict()
 

@@ -10,18 +10,34 @@ import pytest
 import torch
 
 STEPS = 20
+CONV = ["--model.backbone", "convnet", "--model.backbone_options", "{width: 8, stages: 2, stem_stride: 2}"]
+VIT = ["--model.backbone", "vit_tiny_patch16_224"]
+VIT += ["--model.backbone_options", "{embed_dim: 32, depth: 2, num_heads: 2}"]
+PROJECTOR = ["--model.projector_hidden", "32", "--model.projector_dim", "16"]
+DECODER = ["--model.decoder_dim", "16", "--model.decoder_depth", "1", "--model.decoder_heads", "2"]
+QUICKSTART = ["--config", "data/quickstart"]
+SHAPES = ["--config", "data/captioned_shapes", "--data.train_size", "2048", "--data.val_size", "256"]
+TEXT = ["--model.text_options", "{width: 32, depth: 1, heads: 2}"]
 METHODS = {
-    "simclr": ["--config", "method/simclr"],
-    "simclr_hard": ["--config", "method/simclr_hard"],
-    "moco": ["--config", "method/moco", "--model.queue_size", "256"],
-    "moco_v3": ["--config", "method/moco_v3"],
+    "simclr": ["--config", "method/simclr", *CONV, *PROJECTOR],
+    "simclr_hard": ["--config", "method/simclr_hard", *CONV, *PROJECTOR],
+    "moco": ["--config", "method/moco", "--model.queue_size", "256", *CONV, *PROJECTOR],
+    "moco_v3": ["--config", "method/moco_v3", *CONV, *PROJECTOR],
+    "mae": ["--config", "method/mae", *VIT, *DECODER],
+    "mae_convnet": ["--config", "method/mae", *CONV, "--model.mask_fill", "noise"],
+    "mcl": ["--config", "method/mcl", *VIT, *PROJECTOR],
+    "mcl_independent": ["--config", "method/mcl", "--model.mask_mode", "independent", *VIT, *PROJECTOR],
+    "fusion": ["--config", "method/fusion", *VIT, *PROJECTOR, *DECODER],
+    "vae": ["--config", "method/vae", *CONV],
+    "lejepa": ["--config", "method/lejepa", *VIT, *PROJECTOR],
+    "clip": ["--config", "method/clip", *VIT, *TEXT],
+    "siglip": ["--config", "method/siglip", *VIT, *TEXT],
 }
-SMALL = ["--model.backbone", "convnet", "--model.backbone_options", "{width: 8, stages: 2, stem_stride: 2}"]
-SMALL += ["--model.projector_hidden", "32", "--model.projector_dim", "16"]
 
 
 def fit(folder, method, processes):
-    run = [*METHODS[method], *SMALL, "--config", "data/quickstart", "--data.batch_size", str(64 // processes)]
+    data = SHAPES if "clip" in method else QUICKSTART
+    run = [*METHODS[method], *data, "--data.batch_size", str(64 // processes)]
     run += ["--trainer.accelerator", "cpu", "--trainer.devices", str(processes), "--trainer.precision", "64-true"]
     run += ["--trainer.strategy", "ddp" if processes > 1 else "auto", "--trainer.max_epochs", "1"]
     run += ["--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "4"]

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_ssl.random import sample_key
+from lit_ssl.random import integers, sample_key
 from lit_ssl.spec import ImageSpec
-from lit_ssl.views import SingleView, as_batch, with_keys, with_views
+from lit_ssl.views import SingleView, as_batch, with_keys, with_text, with_views
 
 IMAGE = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.manual_seed(0)).to(torch.uint8)
 LABEL = torch.tensor([3, 1, -1, 0, 2, 2])
@@ -49,7 +49,12 @@ def test_the_given_dict_is_left_alone():
         ((IMAGE, LABEL[:4]), ValueError, r"label must be an integer tensor of shape \(6,\).*\(4,\)"),
         ((IMAGE, LABEL.float()), ValueError, "label must be an integer tensor.*float32"),
         ((IMAGE, ["a"] * 6), ValueError, "label must be an integer tensor.*got a list"),
+        ((IMAGE, ["a"] * 6), ValueError, "captions go into a dict with the keys 'image' and 'text'"),
         ({"image": IMAGE, "index": LABEL[:, None]}, ValueError, "index must be an integer tensor"),
+        ({"image": IMAGE, "text": ["a"] * 5}, ValueError, "text must be a list of 6 strings, .*got 5 of them"),
+        ({"image": IMAGE, "text": ["a"] * 5 + [None]}, ValueError, "text must be a list of 6 strings, .*got a list"),
+        ({"image": IMAGE, "text": "sixsix"}, ValueError, "text must be a list of 6 strings, .*got a str"),
+        ({"image": IMAGE, "text": LABEL}, ValueError, "text must be a list of 6 strings, .*got a int64 tensor"),
     ],
 )
 def test_what_is_no_batch_is_named(raw, error, words):
@@ -77,6 +82,30 @@ def test_rows_without_an_index_are_keyed_by_salt_and_place():
     mixed = with_keys(as_batch({"image": IMAGE, "index": torch.tensor([0, 1, 2, -1, -1, -1])}), 0, 0, (5, 0))["key"]
     assert torch.equal(mixed[3:], keys[0][3:])
     assert torch.equal(mixed[:3], sample_key(0, 0, torch.arange(3)))
+
+
+def test_text_is_one_caption_a_row():
+    words = tuple("abcdef")
+    assert as_batch({"image": IMAGE, "text": words})["text"] == list(words)
+    assert as_batch({"image": IMAGE[:0], "text": []})["text"] == []
+    assert "text" not in as_batch(IMAGE)
+
+
+def test_a_caption_is_drawn_by_key_or_the_first():
+    ways = [tuple(f"{row}{place}" for place in range(1 + row % 3)) for row in range(6)]
+    batch = with_keys(as_batch({"image": IMAGE, "index": torch.arange(6), "captions": ways}), 0, 1)
+    first = with_text(batch, draw=False)
+    assert first["text"] == ["00", "10", "20", "30", "40", "50"]
+    assert "captions" not in first
+    assert batch["captions"] == ways
+    drawn = with_text(batch, draw=True)["text"]
+    for row, text in enumerate(drawn):
+        place = int(integers(batch["key"][row : row + 1], "caption", len(ways[row])))
+        assert text == ways[row][place]
+    every = [with_text(with_keys(batch, 0, epoch), draw=True)["text"][2] for epoch in range(30)]
+    assert set(every) == {"20", "21", "22"}
+    plain = as_batch({"image": IMAGE, "text": ["x"] * 6})
+    assert with_text(plain, draw=True) is plain
 
 
 def test_views_are_called_with_image_key_spec_and_dtype():

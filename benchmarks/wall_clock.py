@@ -1,0 +1,48 @@
+"""A budget in time for the benchmarks of this folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+__all__ = ["CLOCKS", "WallClock"]
+
+CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
+"""Clocks by name, in seconds: the time that goes by, and the time that this process computes, all threads together."""
+
+
+class WallClock(Callback):
+    """Ends training after a time, and lets the learning rate warm up and fall over it.
+
+    Args:
+        seconds: from the first step on.
+        warmup: share of the time over which the learning rate rises; it falls on a cosine over the rest.
+        clock: one of ``CLOCKS``. With ``cpu`` a run of one thread takes as many steps on a busy machine as on an idle
+            one; a run of n threads has n such seconds in each that goes by.
+
+    Attributes:
+        steps: optimizer steps taken so far.
+    """
+
+    def __init__(self, seconds: float, warmup: float = 0.05, clock: str = "wall") -> None:
+        self.seconds, self.warmup, self.steps = seconds, warmup, 0
+        self.now = CLOCKS[clock]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.start = self.now()
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        scheduler.lr_lambdas = [lambda step: self.factor()] * len(scheduler.lr_lambdas)  # type: ignore[union-attr]
+
+    def factor(self) -> float:
+        done = min(1.0, (self.now() - self.start) / self.seconds)
+        if done < self.warmup:
+            return max(done / self.warmup, 0.01)
+        return (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))) / 2
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self.steps = trainer.global_step
+        if self.now() - self.start >= self.seconds:
+            trainer.should_stop = True
