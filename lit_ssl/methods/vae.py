@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,18 +19,14 @@ from lit_ssl.losses.elbo import (
 )
 from lit_ssl.module import Batch, Losses, SSLModule
 from lit_ssl.networks import MLP, ConvDecoder, MLPDecoder
+from lit_ssl.networks.decoders import decoder_options
 from lit_ssl.random import normal, resolve_seed, sample_key, uniform
-from lit_ssl.spec import ImageSpec
 from lit_ssl.views import SingleView, View
 
 __all__ = ["VAE"]
 
 BOUND = 10.0  # of a log-variance, to both sides
 AT_ONCE = 8  # importance samples of an image that are decoded together
-DECODERS: dict[str, tuple[type[ConvDecoder] | type[MLPDecoder], dict[str, Any]]] = {
-    "conv": (ConvDecoder, {"width": 16}),
-    "mlp": (MLPDecoder, {"hidden": (256,)}),
-}
 
 
 class VAE(SSLModule):
@@ -57,8 +53,8 @@ class VAE(SSLModule):
         free_bits: nats of each latent that cost nothing (Kingma et al. 2016, arXiv:1606.04934); default 0.
         iwae_samples: K of ``val/iwae``, the importance-weighted bound (Burda et al. 2016); 0 leaves it out.
         decoder: ``conv``, ``mlp``, or None for the one that suits the backbone.
-        decoder_options: ``{"width": 16}`` of :class:`~lit_ssl.networks.ConvDecoder`, or ``{"hidden": [256]}`` of
-            :class:`~lit_ssl.networks.MLPDecoder`; the defaults here.
+        decoder_width: channels, at full resolution, of the decoder ``conv``, a multiple of 8. Default 16.
+        decoder_hidden: widths of the hidden layers of the decoder ``mlp``. Default one of 256.
         backbone, backbone_options: default ``convnet``, whose default options here are ``{"grid": 4}``: pooled over 4 x
             4 cells, for a mean over the whole image forgets where things are.
         views: default :class:`~lit_ssl.views.SingleView`, the image itself.
@@ -84,7 +80,8 @@ class VAE(SSLModule):
         free_bits: float = 0.0,
         iwae_samples: int = 0,
         decoder: Literal["conv", "mlp"] | None = None,
-        decoder_options: dict[str, Any] | None = None,
+        decoder_width: int = 16,
+        decoder_hidden: Sequence[int] = (256,),
         backbone: str | nn.Module = "convnet",
         backbone_options: dict[str, Any] | None = None,
         views: View | None = None,
@@ -123,11 +120,12 @@ class VAE(SSLModule):
         check_integer("iwae_samples", iwae_samples, 0)
         if decoder is None:
             decoder = "mlp" if backbone == "mlp" or isinstance(backbone, MLP) else "conv"
-        check_choice("decoder", decoder, tuple(DECODERS))
+        check_choice("decoder", decoder, ("conv", "mlp"))
+        sizes = decoder_options(width=decoder_width, hidden=decoder_hidden)
         self.latent_dim, self.likelihood, self.binarize, self.sigma = latent_dim, likelihood, binarize, sigma
         self.beta, self.kl_warmup_epochs, self.free_bits = beta, kl_warmup_epochs, free_bits
         self.iwae_samples = iwae_samples
-        self.decoder_kind, self.decoder_options = decoder, _decoder_options(decoder, decoder_options)
+        self.decoder_kind, self.decoder_width, self.decoder_hidden = decoder, sizes["width"], sizes["hidden"]
 
     def build_heads(self) -> None:
         assert self.spec is not None
@@ -136,7 +134,11 @@ class VAE(SSLModule):
         self.activation = nn.ReLU() if isinstance(self.backbone, MLP) else nn.Identity()
         self.mean_head = nn.Linear(features, self.latent_dim)
         self.log_variance_head = nn.Linear(features, self.latent_dim)
-        self.decoder = DECODERS[self.decoder_kind][0](self.latent_dim, self.spec, **self.decoder_options)
+        self.decoder = (
+            ConvDecoder(self.latent_dim, self.spec, width=self.decoder_width)
+            if self.decoder_kind == "conv"
+            else MLPDecoder(self.latent_dim, self.spec, self.decoder_hidden)
+        )
         if self.likelihood == "gaussian" and self.sigma is None:
             first = 2 * math.log(sum(self.spec.std) / len(self.spec.std)) / BOUND  # as if all images were their mean
             self.pixel_log_variance = nn.Parameter(torch.tensor(BOUND * math.atanh(max(-0.9, min(first, 0.9)))))
@@ -254,16 +256,3 @@ def _bounded(log_variance: Tensor) -> Tensor:
 
 def _thresholded(x: Tensor) -> Tensor:
     return (x > 0.5).to(x.dtype)
-
-
-def _decoder_options(kind: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    network, defaults = DECODERS[kind]
-    chosen = {**defaults, **(options or {})}
-    if chosen.keys() != defaults.keys():
-        raise ValueError(f"decoder_options of a decoder {kind!r} may hold {', '.join(defaults)}, got {options}")
-    try:
-        with torch.device("meta"):  # tried without memory or random numbers
-            network(1, ImageSpec(8, 1), **chosen)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"decoder_options must suit a decoder {kind!r}, got {options}: {error}") from error
-    return chosen

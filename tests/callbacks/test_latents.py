@@ -15,7 +15,7 @@ def pixels(path):
 
 @pytest.fixture
 def vae(tiny):
-    return VAE(**tiny, latent_dim=5, decoder_options={"hidden": (16,)})
+    return VAE(**tiny, latent_dim=5, decoder_hidden=(16,))
 
 
 def test_a_traversal_moves_one_coordinate_and_the_most_active_first():

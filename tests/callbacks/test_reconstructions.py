@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from matplotlib.image import imread
 
-from lit_ssl import VAE, ImageSpec, SSLModule
+from lit_ssl import MAE, VAE, Fusion, ImageSpec, SSLModule
 from lit_ssl.callbacks import LatentSamples, LatentTraversals, Reconstructions
 from lit_ssl.callbacks.augmented_views import grid
 from lit_ssl.callbacks.drawing import labelled
@@ -15,13 +15,20 @@ def pixels(path):
     return (imread(path)[..., :3] * 255).round().astype(np.uint8)
 
 
+SMALL = {
+    MAE: {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    Fusion: {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2, "projector_hidden": 16},
+    VAE: {"binarize": "dynamic", "decoder_width": 8},
+}
+
+
 def watchers():
     return [Reconstructions(every_n_epochs=1), LatentTraversals(every_n_epochs=1), LatentSamples(every_n_epochs=1)]
 
 
 @pytest.fixture
 def vae(tiny):
-    return lambda **kwargs: VAE(**{**tiny, "latent_dim": 5, "decoder_options": {"hidden": (16,)}, **kwargs})
+    return lambda **kwargs: VAE(**{**tiny, "latent_dim": 5, "decoder_hidden": (16,), **kwargs})
 
 
 class Masked(SSLModule):
@@ -102,6 +109,23 @@ def test_any_method_with_reconstruct_and_images_of_any_size(make_trainer, tmp_pa
     x = clean(first, module.spec)
     expected = grid([x, x * 0.5, 1 - x]).numpy()
     assert (pixels(tmp_path / "pictures" / "reconstructions-step6.png")[-expected.shape[0] :] == expected).all()
+
+
+@pytest.mark.parametrize("kind", [MAE, Fusion, VAE])
+@pytest.mark.parametrize("backbone", ["mlp", "vit_tiny_patch16_224"])
+def test_every_method_that_reconstructs_is_drawn(kind, backbone, stripes, make_trainer, tmp_path):
+    options = {"hidden": (32, 16)} if backbone == "mlp" else {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    data = stripes()
+    module = kind(backbone=backbone, backbone_options=options, **SMALL[kind])
+    make_trainer(limit_train_batches=1, callbacks=[Reconstructions(samples=4)]).fit(module, datamodule=data)
+    images = data.val_set.images[[0, 1, 16, 17]]  # two of each batch, four in all
+    columns = module.reconstruct(images, torch.arange(4))
+    assert list(columns) == ["input", "binarised" if kind is VAE else "masked", "output"]
+    assert all(0 <= x.min() <= x.max() <= 1 and x.shape == (4, 1, 16, 16) for x in columns.values())
+    picture = pixels(tmp_path / "pictures" / "reconstructions-step1.png")
+    assert picture.shape == (18 + 4 * 68, 3 * 68, 3)
+    assert (picture[18:, :68] == grid([images / 255]).numpy()).all()
+    assert (picture[18:, 136:] != picture[18:, :68]).any()
 
 
 def test_a_method_that_cannot_is_let_run(spec, tiny, loader, make_trainer, tmp_path):

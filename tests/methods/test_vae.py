@@ -15,7 +15,7 @@ from lit_ssl.views import clean, with_keys, with_views
 
 
 def vae(spec, tiny, **kwargs):
-    method = VAE(spec=spec, **{**tiny, "latent_dim": 4, "decoder_options": {"hidden": (24,)}, **kwargs})
+    method = VAE(spec=spec, **{**tiny, "latent_dim": 4, "decoder_hidden": (24,), **kwargs})
     method.configure_model()
     return method
 
@@ -110,7 +110,7 @@ def test_binarisation(spec, tiny, images):
 def collapsing(spec, tiny, images, make_trainer, **kwargs):
     """Pixels so uncertain that a latent costs more than it tells: the best posterior is the prior."""
     arguments = {"likelihood": "gaussian", "sigma": 1.0, "lr": 1e-2, "beta": 1.5, "latent_dim": 4}
-    method = VAE(spec=spec, **{**tiny, "decoder_options": {"hidden": (24,)}, **arguments, **kwargs})
+    method = VAE(spec=spec, **{**tiny, "decoder_hidden": (24,), **arguments, **kwargs})
     trainer = make_trainer(max_epochs=60)
     trainer.fit(method, DataLoader(images, batch_size=64), DataLoader(images, batch_size=64))
     output = method.reconstruct(images, torch.arange(64))["output"]
@@ -160,7 +160,7 @@ def test_near_zero_the_bound_is_not_felt(spec, tiny, images):
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("kind", ["dynamic", "gaussian"])
 def test_other_precisions_train(precision, kind, spec, tiny, loader, make_trainer):
-    method = VAE(spec=spec, iwae_samples=2, decoder="conv", decoder_options={"width": 8}, **tiny, **KINDS[kind])
+    method = VAE(spec=spec, iwae_samples=2, decoder="conv", decoder_width=8, **tiny, **KINDS[kind])
     trainer = make_trainer(precision=precision)
     trainer.fit(method, loader, loader)
     assert all(value.isfinite() for value in trainer.callback_metrics.values())
@@ -197,7 +197,7 @@ def test_the_decoder_sees_few_samples_at_once(spec, tiny, images):
 
 
 def test_a_rank_without_images_has_no_loss(spec, tiny, images):
-    method = vae(spec, tiny, iwae_samples=3, decoder="conv", decoder_options={"width": 8}).eval()
+    method = vae(spec, tiny, iwae_samples=3, decoder="conv", decoder_width=8).eval()
     losses = method.loss(batch_for(method, images[:0]))
     assert all(value == 0 for value in losses.values())
 
@@ -294,7 +294,7 @@ def test_an_embedding_is_the_posteriors_mean(spec, tiny, images):
 
 
 def test_it_loads_from_a_checkpoint(spec, tiny, loader, images, make_trainer, tmp_path):
-    options = {"latent_dim": 3, "decoder": "conv", "decoder_options": {"width": 8}, "likelihood": "gaussian"}
+    options = {"latent_dim": 3, "decoder": "conv", "decoder_width": 8, "likelihood": "gaussian"}
     method = VAE(spec=spec, **options, **tiny)
     trainer = make_trainer()
     trainer.fit(method, loader)
@@ -306,7 +306,7 @@ def test_it_loads_from_a_checkpoint(spec, tiny, loader, images, make_trainer, tm
 
 
 def test_decoding_and_sampling_leave_the_module_alone(spec, images):
-    method = VAE(spec=spec, binarize="dynamic", decoder_options={"width": 8})
+    method = VAE(spec=spec, binarize="dynamic", decoder_width=8)
     method.configure_model()
     method.train()
     method.decoder.eval()
@@ -344,7 +344,7 @@ def test_images_of_any_shape_and_a_backbone_of_ones_own(likelihood, make_trainer
 
     spec = ImageSpec((20, 12), 3)
     images = torch.randint(256, (32, 3, 20, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    method = VAE(spec=spec, backbone=Own(), latent_dim=3, likelihood=likelihood, decoder_options={"width": 8})
+    method = VAE(spec=spec, backbone=Own(), latent_dim=3, likelihood=likelihood, decoder_width=8)
     make_trainer().fit(method, DataLoader(images, batch_size=16))
     columns = method.reconstruct(images[:2], torch.arange(2))
     assert list(columns) == ["input", "output"]
@@ -373,9 +373,8 @@ def test_the_default_keeps_where_things_are(spec):
         ({"free_bits": math.nan}, "free_bits must be .*got nan"),
         ({"iwae_samples": -1}, "iwae_samples must be an integer of at least 0, got -1"),
         ({"decoder": "linear"}, "decoder must be one of conv, mlp, got 'linear'"),
-        ({"decoder_options": {"hidden": [3]}}, "decoder_options of a decoder 'conv' may hold width, got .*hidden"),
-        ({"decoder_options": {"width": 7}}, "decoder_options must suit a decoder 'conv'.*width"),
-        ({"decoder": "mlp", "decoder_options": {"hidden": [0]}}, "decoder_options must suit a decoder 'mlp'.*hidden"),
+        ({"decoder_width": 7}, "decoder_width must be an integer of at least 8, got 7"),
+        ({"decoder_hidden": [0]}, "decoder_hidden must be an integer of at least 1, got 0"),
     ],
 )
 def test_a_bad_argument_is_named_at_construction(arguments, message):
