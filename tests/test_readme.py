@@ -76,6 +76,8 @@ def test_command(command, workplace):
         extra += " --trainer.max_epochs 1"
     if "image_folder" in command or "image_text" in command:
         extra += " --data.image_size 32"
+    if "captioned_shapes" in command:
+        extra += " --data.train_size 64 --data.val_size 16"
     if " predict " in command:
         extra += " --trainer.limit_predict_batches 1"
     if " test " in command:
