@@ -53,6 +53,7 @@ RATES = (2e-3, 4e-3, 8e-3)
 # Each with the settings that held-out training images favoured; learning rates are tried below.
 METHODS: dict[str, Callable[..., SSLModule]] = {
     "simclr": lambda **k: SimCLR(views=VIEWS, **k),
+    "simclr_hard": lambda **k: SimCLR(views=VIEWS, beta=1.0, tau_plus=0.1, **k),
     "moco": lambda **k: MoCo(views=VIEWS, queue_size=8192, momentum=0.99, **k),
     "mae": lambda **k: MAE(views=MAEViews(scale=(0.4, 1.0)), **k),
     "mcl": lambda **k: MCL(views=VIEWS, **k),
