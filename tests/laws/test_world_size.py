@@ -36,7 +36,7 @@ METHODS = {
 
 
 def fit(folder, method, processes):
-    data = SHAPES if "clip" in method else QUICKSTART
+    data = SHAPES if method in ("clip", "siglip") else QUICKSTART
     run = [*METHODS[method], *data, "--data.batch_size", str(64 // processes)]
     run += ["--trainer.accelerator", "cpu", "--trainer.devices", str(processes), "--trainer.precision", "64-true"]
     run += ["--trainer.strategy", "ddp" if processes > 1 else "auto", "--trainer.max_epochs", "1"]
