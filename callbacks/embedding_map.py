@@ -13,7 +13,7 @@ from lit_ssl.checks import check_integer
 
 from .features import HeldOutSample, represent
 from .pictures import save_picture
-from .schedule import due
+from .schedule import due_or_last
 
 __all__ = ["EmbeddingMap", "principal_plane"]
 
@@ -59,8 +59,7 @@ class EmbeddingMap(Callback):
         self._due = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = not trainer.sanity_checking and trainer.current_epoch + 1 == trainer.max_epochs
-        self._due = last or due(trainer, self.every_n_epochs)
+        self._due = due_or_last(trainer, self.every_n_epochs)
         if self._due:
             self._sample.start(trainer)
 

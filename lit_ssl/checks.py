@@ -14,6 +14,7 @@ __all__ = [
     "check_number",
     "check_numbers",
     "check_positive",
+    "check_share",
 ]
 
 
@@ -41,6 +42,12 @@ def check_number(name: str, value: Any, low: float = 0.0, high: float = 1.0) -> 
     if not _is_number(value) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
     return float(value)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number above 0 and below 1."""
+    if check_number(name, value) in (0, 1):
+        raise ValueError(f"{name} must be above 0 and below 1, got {value!r}")
 
 
 def check_numbers(name: str, value: Any, highs: Sequence[float]) -> tuple[float, ...]:

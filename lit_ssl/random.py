@@ -25,6 +25,7 @@ __all__ = [
     "isolated",
     "normal",
     "permuted",
+    "reseed",
     "resolve_seed",
     "sample_key",
     "step_key",
@@ -41,14 +42,14 @@ _GAMMA, _MIX1, _MIX2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64's >> is arithmetic; the mask makes it logical
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # int64's >> is arithmetic; the mask makes it logical
 
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser (Steele et al. 2014): a bijection of 64-bit integers that scatters every bit."""
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_MIX1)  # in place: masks and noise draw a number for every pixel
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_MIX2)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 @lru_cache(maxsize=4096)
@@ -93,7 +94,7 @@ def _bits(key: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def uniform(key: Tensor, name: str, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform numbers in [0, 1): float64 (B, *shape), the same bits on every device."""
-    return _shift(_bits(key, name, shape), 11).to(torch.float64) * 2.0**-53
+    return _shift(_bits(key, name, shape), 11).to(torch.float64).mul_(2.0**-53)
 
 
 def normal(key: Tensor, name: str, shape: tuple[int, ...] = ()) -> Tensor:
@@ -137,6 +138,11 @@ def permuted(position: Tensor, n: int, seed: int, name: str | int) -> Tensor:
     while bool((outside := out >= n).any()):
         out = torch.where(outside, encrypt(out), out)
     return out
+
+
+def reseed(seed: int, name: str) -> None:
+    """Seed torch's global generators from (seed, name), for what draws from nothing else, such as dropout."""
+    torch.manual_seed(_word(f"global/{seed}/{name}") & (2**63 - 1))
 
 
 @contextmanager

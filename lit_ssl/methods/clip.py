@@ -190,13 +190,14 @@ class CLIP(SSLModule):
         if self.grid is None or not self.training:
             return self.backbone(x)
         tokens = self.grid.tokens
+        key = key.to(x.device, non_blocking=True)
         keep = random_keep(key, "clip/keep", tokens, max(1, round(tokens * (1 - self.mask_ratio))))
         return encode_masked(self.backbone, x, keep, self.grid).pooled
 
     def _encode_text(self, captions: Sequence[str]) -> Tensor:
         """B captions to features (B, D); tokens are made here, on the host, and sent without waiting for the device."""
         if not captions:  # a rank without rows, which not every tokenizer takes
-            return self.text_projection.weight.new_zeros(0, self.text.num_features)
+            return torch.zeros(0, self.text.num_features, device=self.device, dtype=self.dtype)
         tokens = self.text.tokenize(captions)
         return self.text({name: value.to(self.device, non_blocking=True) for name, value in tokens.items()})
 

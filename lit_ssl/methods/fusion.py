@@ -9,14 +9,15 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lit_ssl.checks import check_choice, check_flag, check_integer, check_number, check_positive
+from lit_ssl.checks import check_choice, check_flag, check_integer, check_positive, check_share
 from lit_ssl.losses.contrastive import contrastive_options, nt_xent
 from lit_ssl.losses.reconstruction import masked_mse, normalize_patches
 from lit_ssl.module import Batch, Losses, SSLModule
 from lit_ssl.networks import MLPHead, PatchGrid, build_patch_decoder, encode_masked, mask_of, patch_grid, random_keep
-from lit_ssl.networks.decoders import decoder_options
-from lit_ssl.networks.masked import FILLS, Encoded, Fill, initialize_vit, is_vit
+from lit_ssl.networks.decoders import DecoderKind, NoiseEmbedding, decoder_options
+from lit_ssl.networks.masked import FILLS, Encoded, Fill, initialize_vit, is_vit, refuse_idle_parts
 from lit_ssl.networks.patches import visible_tokens
+from lit_ssl.networks.reconstruction import reconstruction_columns
 from lit_ssl.random import integers, normal, uniform
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import SimCLRViews, View
@@ -53,11 +54,12 @@ class Fusion(SSLModule):
         norm_pix: reconstruct each patch at mean 0 and variance 1, as in :class:`~lit_ssl.MAE`. Patches of a single
             pixel, whose contrast is nil, stay as they are.
         reconstruct_visible: reconstruct all patches, not the hidden ones only.
+        sigmoid_output: reconstruct pixels through a sigmoid, so that they stay between 0 and 1; not with ``norm_pix``.
         temperature: of the cosine similarity, positive. Default 0.1 (the paper's).
         beta, tau_plus, decoupled, chunk_size: as in :class:`~lit_ssl.SimCLR`.
         projector_layers, projector_hidden, projector_dim: BatchNorm after each hidden layer. Default 3 layers,
             4096-4096-128.
-        decoder_dim, decoder_depth, decoder_heads, decoder_width, decoder_hidden: as in :class:`~lit_ssl.MAE`.
+        decoder, decoder_dim, decoder_depth, decoder_heads, decoder_width, decoder_hidden: as in :class:`~lit_ssl.MAE`.
         mask_patch, mask_fill: of backbones that are no ViT, as in :class:`~lit_ssl.MAE`.
         backbone: default ``vit_small_patch16_224``, whose patches fit themselves to small images.
         backbone_options: default ``{"global_pool": "avg"}`` for that one: a code is the mean of the visible tokens.
@@ -85,6 +87,7 @@ class Fusion(SSLModule):
         noise_target: Literal["unit", "scaled"] = "unit",
         norm_pix: bool = True,
         reconstruct_visible: bool = False,
+        sigmoid_output: bool = False,
         temperature: float = 0.1,
         beta: float = 0.0,
         tau_plus: float = 0.0,
@@ -93,6 +96,7 @@ class Fusion(SSLModule):
         projector_layers: int = 3,
         projector_hidden: int = 4096,
         projector_dim: int = 128,
+        decoder: DecoderKind | None = None,
         decoder_dim: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
@@ -134,12 +138,14 @@ class Fusion(SSLModule):
             check_positive(f"{term}_weight", weight, zero=True)
         if not any(self.weights.values()):
             raise ValueError("one of contrastive_weight, reconstruction_weight, denoising_weight must be above 0")
-        if check_number("mask_ratio", mask_ratio) in (0, 1):
-            raise ValueError(f"mask_ratio must be above 0 and below 1, got {mask_ratio!r}")
+        check_share("mask_ratio", mask_ratio)
         check_positive("noise_max", noise_max)
         check_choice("noise_target", noise_target, ("unit", "scaled"))
         check_flag("norm_pix", norm_pix)
         check_flag("reconstruct_visible", reconstruct_visible)
+        check_flag("sigmoid_output", sigmoid_output)
+        if sigmoid_output and norm_pix:
+            raise ValueError("sigmoid_output needs norm_pix=False: normalised patches are not between 0 and 1")
         check_integer("mask_patch", mask_patch, optional=True)
         check_choice("mask_fill", mask_fill, FILLS)
         for name, value in (("layers", projector_layers), ("hidden", projector_hidden), ("dim", projector_dim)):
@@ -149,16 +155,21 @@ class Fusion(SSLModule):
         )
         self.projector_sizes, self.projector_layers = (projector_hidden, projector_dim), projector_layers
         self.decoder_arguments = decoder_options(
-            dim=decoder_dim, depth=decoder_depth, heads=decoder_heads, width=decoder_width, hidden=decoder_hidden
+            kind=decoder,
+            dim=decoder_dim,
+            depth=decoder_depth,
+            heads=decoder_heads,
+            width=decoder_width,
+            hidden=decoder_hidden,
         )
         self.mask_ratio, self.mask_patch, self.mask_fill = mask_ratio, mask_patch, mask_fill
         self.noise_max, self.noise_target = noise_max, noise_target
-        self.norm_pix, self.reconstruct_visible = norm_pix, reconstruct_visible
+        self.norm_pix, self.reconstruct_visible, self.sigmoid_output = norm_pix, reconstruct_visible, sigmoid_output
 
     def build_heads(self) -> None:
         assert self.spec is not None
         if is_vit(self.backbone):
-            self._require_all_trained(self.backbone)
+            refuse_idle_parts(self.backbone, pooled=bool(self.weights["contrastive"]))
             if self.from_scratch:
                 initialize_vit(self.backbone)
         self.grid = patch_grid(self.backbone, self.spec, self.mask_patch)
@@ -226,7 +237,11 @@ class Fusion(SSLModule):
             return {}
         condition = None if level is None else self.noise_embedding(level)
         out = self.decoder(encoded, keep, condition).unflatten(-1, (-1, len(terms), self.grid.channels))
-        return {term: out[..., i, :].flatten(2) for i, term in enumerate(terms)}
+        predicted = dict(zip(terms, out.unbind(-2), strict=True))  # each (M, L, p * q, C)
+        if self.sigmoid_output and "reconstruction" in predicted:
+            pixels = predicted["reconstruction"].sigmoid()
+            predicted["reconstruction"] = (pixels - self.pixel_mean.flatten()) / self.pixel_std.flatten()
+        return {term: patches.flatten(2) for term, patches in predicted.items()}
 
     def reconstruct(self, image: Tensor, key: Tensor) -> dict[str, Tensor]:
         """What the model sees in masked images without noise, in evaluation mode.
@@ -248,30 +263,20 @@ class Fusion(SSLModule):
         with self.evaluating():
             clean = self.clean(image)
             x = self.normalize(clean)
-            key = key.to(x.device)
+            key = key.to(x.device, non_blocking=True)
             keep = self.visible_patches(key)
             level = x.new_zeros(len(x)) if self.weights["denoising"] else None
             encoded = encode_masked(self.backbone, x, keep, self.grid, fill=self.mask_fill, key=key)
-            patches = self._predict(encoded, keep, level)["reconstruction"]
-            if self.normalized_target:
-                _, mean, std = normalize_patches(self.grid.patchify(x))
-                patches = patches * std + mean
-            output = (self.grid.unpatchify(patches) * self.pixel_std + self.pixel_mean).clamp(0, 1)
-            hidden = self.grid.pixels(mask_of(keep, self.grid.tokens))
-            if not self.reconstruct_visible:
-                output = torch.where(hidden, output, clean)
-            columns = {"input": clean, "masked": clean.masked_fill(hidden, 0.5), "output": output}
-            return {name: column.float() for name, column in columns.items()}
-
-    def _require_all_trained(self, vit: nn.Module) -> None:
-        """A part that gets no gradient would never learn, and DDP would wait for it."""
-        pooled = bool(self.weights["contrastive"])  # else the tokens alone are looked at
-        for name, cure in (("head", "num_classes=0"), *([] if pooled else [("attn_pool", "global_pool='avg'")])):
-            part = getattr(vit, name, None)
-            if part is not None and any(parameter.requires_grad for parameter in part.parameters()):
-                raise ValueError(
-                    f"the backbone's {name} would get no gradient: build it with {cure} (by name: in backbone_options)"
-                )
+            return reconstruction_columns(
+                clean,
+                self._predict(encoded, keep, level)["reconstruction"],
+                keep,
+                self.grid,
+                mean=self.pixel_mean,
+                std=self.pixel_std,
+                normalized=self.normalized_target,
+                everywhere=self.reconstruct_visible,
+            )
 
 
 class Noise(NamedTuple):
@@ -280,22 +285,3 @@ class Noise(NamedTuple):
     unit: Tensor  # (M, C, h, w), of variance 1
     scaled: Tensor  # (M, C, h, w), as it is added
     level: Tensor  # (M,), how much of the most there can be
-
-
-class NoiseEmbedding(nn.Module):
-    """How much noise a view holds, from none (0) to most (1), as a vector: levels (M,) to (M, dim).
-
-    Sines and cosines of 1000 x the level at 64 frequencies, as of a diffusion model's time step (Ho et al. 2020,
-    arXiv:2006.11239), then a perceptron of two layers. Of sigma itself, at most 0.05, they would all but stand still.
-    """
-
-    frequencies: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("frequencies", 1000 * 10_000 ** -(torch.arange(64) / 64), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(128, dim), nn.ReLU(), nn.Linear(dim, dim))
-
-    def forward(self, level: Tensor) -> Tensor:
-        angle = level.unsqueeze(1) * self.frequencies.to(level)
-        return self.layers(torch.cat([angle.sin(), angle.cos()], 1).to(self.frequencies))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_ssl.checks import check_choice, check_integer, check_number, check_positive
+from lit_ssl.checks import check_choice, check_integer, check_positive, check_share
 from lit_ssl.losses.contrastive import contrastive_options, info_nce
 from lit_ssl.losses.cosine import cosine_contrast
 from lit_ssl.module import Batch, Losses, SSLModule
@@ -104,8 +104,7 @@ class MCL(SSLModule):
             **kwargs,
         )
         check_choice("mask_mode", mask_mode, ("shared", "independent", "complement"))
-        if check_number("mask_ratio", mask_ratio) in (0, 1):
-            raise ValueError(f"mask_ratio must be above 0 and below 1, got {mask_ratio!r}")
+        check_share("mask_ratio", mask_ratio)
         if mask_mode != "independent" and mask_ratio < 0.5:
             raise ValueError(f"mask_ratio must be at least 0.5 for two disjoint views, got {mask_ratio!r}")
         check_choice("objective", objective, ("info_nce", "cosine"))
@@ -172,7 +171,7 @@ class MCL(SSLModule):
         if self.mask_mode == "shared":
             step = self.global_step if self.training else 0  # validation is the same at each step
             owner = step_key(resolve_seed(self.seed), step).to(key.device, non_blocking=True)
-        parts = random_keep(owner, "mcl/partition", tokens, 2 * visible).split(visible, 1)
+        parts = random_keep(owner, "mcl/partition", tokens, 2 * visible, ordered=True).split(visible, 1)
         return torch.cat([part.expand(len(key), -1) for part in parts])
 
 

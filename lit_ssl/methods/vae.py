@@ -200,13 +200,13 @@ class VAE(SSLModule):
             return x
         if self.binarize == "static":
             return _thresholded(x)
-        return (uniform(key.to(x.device), "vae/binarize", x.shape[1:]) < x).to(x.dtype)
+        return (uniform(key.to(x.device, non_blocking=True), "vae/binarize", x.shape[1:]) < x).to(x.dtype)
 
     # Training
 
     def loss(self, batch: Batch) -> Losses:
         (view,) = batch["views"]
-        key = batch["key"].to(view.device)
+        key = batch["key"].to(view.device, non_blocking=True)
         x = self._binarized(view, key)
         mean, log_variance = self.posterior(x)
         noise = normal(key, "vae/noise", (self.latent_dim,)).to(mean.dtype)

@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from lit_ssl.checks import check_integer
+from lit_ssl.checks import check_choice, check_integer
 from lit_ssl.spec import ImageSpec
 
 from .masked import Encoded, is_vit, sincos_table, xavier_linears
 from .patches import PatchGrid
 from .small import MLP
 
-__all__ = ["ConvDecoder", "MLPDecoder", "PooledDecoder", "TokenDecoder", "build_patch_decoder", "decoder_options"]
+__all__ = [
+    "ConvDecoder",
+    "DecoderKind",
+    "MLPDecoder",
+    "NoiseEmbedding",
+    "PooledDecoder",
+    "TokenDecoder",
+    "build_patch_decoder",
+    "decoder_options",
+]
+
+DecoderKind = Literal["conv", "mlp"]
 
 
 class MLPDecoder(nn.Module):
@@ -159,21 +170,48 @@ class PooledDecoder(nn.Module):
         return self.grid.patchify(self.network(features))
 
 
+class NoiseEmbedding(nn.Module):
+    """How much noise a view holds, from none (0) to most (1), as a decoder's ``condition``: levels (M,) to (M, dim).
+
+    Sines and cosines of 1000 x the level at 64 frequencies, as of a diffusion model's time step (Ho et al. 2020,
+    arXiv:2006.11239), then a perceptron of two layers. Of sigma itself, at most 0.05, they would all but stand still.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 1000 * 10_000 ** -(torch.arange(64) / 64), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(128, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+    def forward(self, level: Tensor) -> Tensor:
+        angle = level.unsqueeze(1) * self.frequencies.to(level)
+        return self.layers(torch.cat([angle.sin(), angle.cos()], 1).to(self.frequencies))
+
+
 def decoder_options(
-    *, dim: int = 512, depth: int = 8, heads: int = 16, width: int = 32, hidden: Sequence[int] = (256,)
+    *,
+    kind: DecoderKind | None = None,
+    dim: int = 512,
+    depth: int = 8,
+    heads: int = 16,
+    width: int = 32,
+    hidden: Sequence[int] = (256,),
 ) -> dict[str, Any]:
-    """Options of :func:`build_patch_decoder`, checked; errors name them as methods do (``decoder_dim`` and so on).
+    """Options of :func:`build_patch_decoder`, checked; errors name them as methods do (``decoder``, ``decoder_dim``).
 
     Raises:
         ValueError: an option outside its range.
     """
+    if kind is not None:
+        check_choice("decoder", kind, ("conv", "mlp"))
     for name, value in (("dim", dim), ("depth", depth), ("heads", heads)):
         check_integer(f"decoder_{name}", value)
     if dim % heads or dim % 4:
         raise ValueError(f"decoder_dim must be a multiple of 4 and of decoder_heads ({heads}), got {dim}")
     _check_width("decoder_width", width)
     _check_hidden("decoder_hidden", hidden)
-    return {"dim": dim, "depth": depth, "heads": heads, "width": width, "hidden": hidden}
+    return {"kind": kind, "dim": dim, "depth": depth, "heads": heads, "width": width, "hidden": hidden}
 
 
 def _check_width(name: str, value: int) -> None:
@@ -194,6 +232,7 @@ def build_patch_decoder(
     spec: ImageSpec,
     grid: PatchGrid,
     *,
+    kind: DecoderKind | None = None,
     dim: int = 512,
     depth: int = 8,
     heads: int = 16,
@@ -206,9 +245,11 @@ def build_patch_decoder(
         backbone: with ``num_features``.
         spec: of the images.
         grid: of :func:`~lit_ssl.networks.masked.patch_grid`.
+        kind: of network behind a backbone without tokens: ``conv`` or ``mlp``; default ``mlp`` behind an
+            :class:`~lit_ssl.networks.small.MLP`, else ``conv``.
         dim, depth, heads: of the :class:`TokenDecoder`.
-        width: of the :class:`ConvDecoder` behind a convolutional network.
-        hidden: of the :class:`MLPDecoder` behind an :class:`~lit_ssl.networks.small.MLP`.
+        width: of the :class:`ConvDecoder`.
+        hidden: of the :class:`MLPDecoder`.
 
     Raises:
         ValueError: an option of the decoder that is built outside its range.
@@ -216,7 +257,7 @@ def build_patch_decoder(
     if is_vit(backbone):
         return TokenDecoder(backbone, grid, dim, depth, heads)
     features: int = backbone.num_features  # type: ignore[assignment]
-    network = (
-        MLPDecoder(features, spec, hidden) if isinstance(backbone, MLP) else ConvDecoder(features, spec, width=width)
-    )
+    if kind is None:
+        kind = "mlp" if isinstance(backbone, MLP) else "conv"
+    network = MLPDecoder(features, spec, hidden) if kind == "mlp" else ConvDecoder(features, spec, width=width)
     return PooledDecoder(network, grid, features)

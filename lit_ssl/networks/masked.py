@@ -21,9 +21,11 @@ __all__ = [
     "FILLS",
     "Encoded",
     "encode_masked",
+    "encode_visible",
     "initialize_vit",
     "is_vit",
     "patch_grid",
+    "refuse_idle_parts",
     "sincos_positions",
     "sincos_table",
     "xavier_linears",
@@ -52,6 +54,25 @@ def is_vit(backbone: nn.Module) -> TypeGuard[VisionTransformer]:
         and type(backbone).forward is VisionTransformer.forward
         and type(backbone).forward_features is VisionTransformer.forward_features
     )
+
+
+def refuse_idle_parts(vit: VisionTransformer, *, pooled: bool) -> None:
+    """Refuse a ViT with parts that would get no gradient: they would never learn, and DDP would wait for them.
+
+    Args:
+        vit: whose encoding of masked images a method learns through.
+        pooled: the method looks at the pooled features; otherwise at the tokens alone.
+
+    Raises:
+        ValueError: names the part and how to build the ViT without it.
+    """
+    cures = {"head": "num_classes=0"} if pooled else {"head": "num_classes=0", "attn_pool": "global_pool='avg'"}
+    for name, cure in cures.items():
+        part = getattr(vit, name, None)
+        if part is not None and any(parameter.requires_grad for parameter in part.parameters()):
+            raise ValueError(
+                f"the backbone's {name} would get no gradient: build it with {cure} (by name: in backbone_options)"
+            )
 
 
 def patch_grid(backbone: nn.Module, spec: ImageSpec, mask_patch: int | None = None) -> PatchGrid:
@@ -96,11 +117,13 @@ def encode_masked(
     """
     keep = keep.to(x.device, non_blocking=True)
     if is_vit(backbone):
-        return _encode_visible(backbone, x, keep)
+        encode = getattr(backbone, "encode_visible", None)  # that of a sharded ViT gathers its parameters
+        return encode_visible(backbone, x, keep) if encode is None else encode(x, keep)
     return Encoded(backbone(_filled(x, grid.pixels(mask_of(keep, grid.tokens)), fill, key)), None)
 
 
-def _encode_visible(vit: VisionTransformer, x: Tensor, keep: Tensor) -> Encoded:
+def encode_visible(vit: VisionTransformer, x: Tensor, keep: Tensor) -> Encoded:
+    """The visible tokens of a ViT alone; see :func:`encode_masked`."""
     tokens = vit._pos_embed(vit.patch_embed(x))  # positions before masking; the embedding is shared by all views
     prefix, patches = tokens.tensor_split([vit.num_prefix_tokens], 1)
     views = len(keep) // len(x) if len(x) else 1
@@ -131,7 +154,7 @@ def _filled(x: Tensor, hidden: Tensor, fill: Fill, key: Tensor | None) -> Tensor
         return torch.where(hidden, mean.to(x), x)
     assert key is not None, "noise is drawn from keys"
     std = (((x - mean) * visible).square().sum((2, 3), keepdim=True) / count).sqrt()
-    key = key.to(x.device)
+    key = key.to(x.device, non_blocking=True)
     noise = torch.cat([normal(key, f"mask/fill/{view}", tuple(x.shape[1:])) for view in range(views)])
     return torch.where(hidden, (mean + std * noise.to(wide)).to(x), x)
 

@@ -88,7 +88,7 @@ def visible_tokens(tokens: int, mask_ratio: float) -> int:
     return min(max(math.floor(tokens * (1 - mask_ratio) + 1e-9), 1), tokens - 1)
 
 
-def random_keep(key: Tensor, name: str, tokens: int, visible: int) -> Tensor:
+def random_keep(key: Tensor, name: str, tokens: int, visible: int, *, ordered: bool = False) -> Tensor:
     """Which tokens stay visible: int64 (B, visible), each row a random subset of range(tokens), on the key's device.
 
     The order of noise decides, as in the masked autoencoder (He et al. 2021, arXiv:2111.06377, section 3).
@@ -98,8 +98,11 @@ def random_keep(key: Tensor, name: str, tokens: int, visible: int) -> Tensor:
         name: of the draw.
         tokens: to choose from.
         visible: how many stay.
+        ordered: in the order of the noise, so that the first of them are a random subset of them, alike on every
+            device. Without it their order follows their places in one way or another.
     """
-    return uniform(key, name, (tokens,)).argsort(1)[:, :visible]
+    noise = uniform(key, name, (tokens,))
+    return noise.topk(visible, dim=1, largest=False, sorted=ordered).indices  # unordered in a fourth of a sort's time
 
 
 def mask_of(keep: Tensor, tokens: int) -> Tensor:

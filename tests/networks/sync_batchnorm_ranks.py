@@ -1,6 +1,4 @@
-"""Run by test_norms.py, one process a rank: BatchNorm over shards against BatchNorm over the whole batch."""
-
-import sys
+"""What test_norms.py has each rank do: BatchNorm over shards against BatchNorm over the whole batch."""
 
 import torch
 import torch.distributed as dist
@@ -64,24 +62,25 @@ def compare(build, shape, shards, dtype, tolerance):
         torch.testing.assert_close(synced(x[:2]), plain(x[:2]), rtol=tolerance, atol=tolerance)
 
 
-def main():
-    rank, store, *extra = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
+def compare_all(rank, world, compiled=False):
+    """The names of what was compared; a difference is an error."""
+    assert world == 2
+    compared = []
     for name, (build, shape) in CASES.items():
         for shards in SHARDS:
             compare(build, shape, shards, torch.float64, 1e-12)
         if name == "2d":
             compare(build, shape, SHARDS[0], torch.float32, 1e-4)
-        print("ok", name, flush=True)
+        compared.append(name)
 
     # a plain BatchNorm over the shards must not pass, or the comparison shows nothing
     x = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     norm = nn.BatchNorm1d(3).double()
-    assert (norm(x.split([5, 3])[int(rank)]) - norm(x).split([5, 3])[int(rank)]).abs().max() > 1e-2
+    assert (norm(x.split([5, 3])[rank]) - norm(x).split([5, 3])[rank]).abs().max() > 1e-2
 
     # half precision comes out as it went in, with statistics taken in float32
     norm = synchronize_batchnorm(nn.BatchNorm2d(2))
-    half = (torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(int(rank))) + 300).bfloat16()
+    half = (torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(rank)) + 300).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         out = norm(half)
     assert out.dtype == torch.bfloat16
@@ -92,14 +91,10 @@ def main():
     torch.testing.assert_close(norm.running_mean, expected.running_mean)
     torch.testing.assert_close(norm.running_var, expected.running_var)
 
-    if "compile" in extra:
+    if compiled:
         norm = synchronize_batchnorm(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))).double()
-        mine = x.split([5, 3])[int(rank)]
+        mine = x.split([5, 3])[rank]
         eager = norm(mine)
         torch.testing.assert_close(torch.compile(norm, backend="aot_eager")(mine), eager, rtol=1e-10, atol=1e-10)
-        print("ok compile", flush=True)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+        compared.append("compiled")
+    return compared

@@ -146,11 +146,14 @@ def test_under_autocast_blocks_add_to_a_wide_sum():
     torch.testing.assert_close(mixed.float(), exact, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize(("name", "network"), [("convnet", ConvDecoder), ("mlp", MLPDecoder)])
-def test_other_networks_are_decoded_from_their_features(name, network):
+@pytest.mark.parametrize(
+    ("name", "kind", "network"),
+    [("convnet", None, ConvDecoder), ("mlp", None, MLPDecoder), ("convnet", "mlp", MLPDecoder)],
+)
+def test_other_networks_are_decoded_from_their_features(name, kind, network):
     backbone = build_backbone(name, SPEC).eval()
     grid = patch_grid(backbone, SPEC, 4)
-    decoder = build_patch_decoder(backbone, SPEC, grid, width=8, hidden=(7,))
+    decoder = build_patch_decoder(backbone, SPEC, grid, kind=kind, width=8, hidden=(7,))
     assert isinstance(decoder, PooledDecoder)
     assert isinstance(decoder.network, network)
     pooled, keep = noise(3, decoder.dim), torch.zeros(3, 1, dtype=torch.int64)

@@ -1,44 +1,23 @@
 """BatchNorm over all ranks: in one process it is the plain one; in two it is the plain one over both shards."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import timm
 import torch
+from ranks import run_ranks
+from sync_batchnorm_ranks import CASES, compare_all
 from torch import nn
 
 from lit_ssl.networks import synchronize_batchnorm
 from lit_ssl.networks.norms import SynchronizedBatchNorm2d, SynchronizedBatchNormAct2d, _global_batch_norm
 
-SCRIPT = Path(__file__).with_name("sync_batchnorm_ranks.py")
 
-
-@pytest.mark.parametrize("arguments", [[], pytest.param(["compile"], marks=pytest.mark.slow)])
-def test_two_processes_equal_one_on_the_whole_batch(arguments, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(tmp_path / "store"), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
-    for output in outputs:
-        assert output.count("ok ") == 8 + len(arguments)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_equal_one_on_the_whole_batch(compiled):
+    for compared in run_ranks(compare_all, 2, compiled):
+        assert compared == [*CASES, *(["compiled"] if compiled else [])]
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0"])

@@ -99,3 +99,10 @@ def test_every_place_is_seen_equally_often():
     assert (share - 0.25).abs().max() < 0.015
     together = (seen[:, 3] & seen[:, 4]).double().mean()  # 4 * 3 / (16 * 15)
     assert abs(together - 0.05) < 0.008
+
+
+def test_the_first_of_ordered_tokens_are_a_random_subset_too():
+    """Two views are parts of one draw: neither may show more of the top of the image than the other."""
+    keep = random_keep(keys(20000), "mask", 16, 16, ordered=True)
+    shown = ~mask_of(keep[:, :8], 16)
+    assert (shown.float().mean(0) - 0.5).abs().max() < 0.02

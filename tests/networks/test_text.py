@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from lit_ssl.networks.text import TextTransformer, build_text_encoder
+from lit_ssl.networks.text import TextEncoder, TextTransformer, build_text_encoder
 from lit_ssl.networks.tokenizers import ByteTokenizer
 from lit_ssl.optim import parameter_groups
 
@@ -148,3 +148,12 @@ def test_a_sentence_encoder(bert, tmp_path):
     whole = build_text_encoder(f"transformers:{bert}")
     captions = ["a red circle", "a"]
     torch.testing.assert_close(text(text.tokenize(captions)), whole(whole.tokenize(captions)))  # both pool by the mean
+
+
+def test_an_encoder_needs_both_of_its_steps():
+    class Half(TextEncoder):
+        def tokenize(self, text):
+            return {}
+
+    with pytest.raises(TypeError, match=r"abstract.*forward"):
+        Half()
