@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_ssl.checks import check_integer, check_positive
 from lit_ssl.distributed import gather, rank, row_counts, world_size
 
-from .rows import log_sum_negatives, pair, sum_rows, unit
+from .rows import log_sum_negatives, log_sum_products, pair, sum_rows, unit
 
 __all__ = ["contrastive_options", "info_nce", "nt_xent"]
 
@@ -42,7 +42,7 @@ def nt_xent(
         beta: concentration of the negatives on hard ones (Robinson et al. 2021, arXiv:2010.04592); 0 weighs all alike.
         tau_plus: assumed share of false negatives (Chuang et al. 2020, arXiv:2007.00224), in [0, 1).
         decoupled: leave the positive out of the denominator (Yeh et al. 2021, arXiv:2110.06848).
-        chunk_size: rows whose similarities are held at once, recomputed in the backward pass; None holds all of them.
+        chunk_size: rows whose similarities are held at once, exact all the same; None holds all of them.
 
     Returns:
         A scalar, at least float32.
@@ -60,15 +60,18 @@ def nt_xent(
         own = start + torch.arange(len(z1), device=z1.device)
         positive = (z1 * z2).sum(-1) / temperature
 
-        def rows(query: Tensor, positive: Tensor, excluded: Tensor) -> Tensor:
-            logits = (query @ candidates.T / temperature).scatter(1, excluded, -torch.inf)
-            return _cross_entropy(logits, positive, 2 * n - 2, -1 / temperature, beta, tau_plus, decoupled)
+        def rows(query: Tensor, positive: Tensor, excluded: Tensor, candidates: Tensor) -> Tensor:
+            if n < 2:
+                return positive * 0  # nothing to tell the positive from
+            log_negatives = _log_negatives(query, candidates, excluded, 2 * n - 2, temperature, beta)
+            return _cross_entropy(log_negatives, positive, 2 * n - 2, -1 / temperature, tau_plus, decoupled)
 
         total = sum_rows(
             rows,
             torch.cat([z1, z2]),
             torch.cat([positive, positive]),
             torch.stack([own, own + n], 1).repeat(2, 1),  # a row's own columns: itself and its partner
+            shared=(candidates,),
             chunk_size=chunk_size,
         )
         return total * (world_size() / max(2 * n, 1))
@@ -119,15 +122,17 @@ def info_nce(
         own = start + torch.arange(len(query), device=query.device)
         least = -1 / temperature if kappa is None else 0.0
 
-        def rows(query: Tensor, positive: Tensor, own: Tensor) -> Tensor:
-            logits = _similarity(query @ candidates.T, temperature, kappa)
-            if queue is None:
-                logits = logits.scatter(1, own, -torch.inf)
-            negatives = len(candidates) - (1 if queue is None else 0)
-            return _cross_entropy(logits, positive, negatives, least, beta, tau_plus, decoupled)
+        negatives = len(candidates) - (1 if queue is None else 0)
+
+        def rows(query: Tensor, positive: Tensor, own: Tensor, candidates: Tensor) -> Tensor:
+            if negatives < 1:
+                return positive * 0
+            excluded = own if queue is None else None
+            log_negatives = _log_negatives(query, candidates, excluded, negatives, temperature, beta, kappa)
+            return _cross_entropy(log_negatives, positive, negatives, least, tau_plus, decoupled)
 
         positive = _similarity((query * key).sum(-1), temperature, kappa)
-        total = sum_rows(rows, query, positive, own[:, None], chunk_size=chunk_size)
+        total = sum_rows(rows, query, positive, own[:, None], shared=(candidates,), chunk_size=chunk_size)
         return total * (world_size() / max(n, 1))
 
 
@@ -137,23 +142,32 @@ def _similarity(cosine: Tensor, temperature: float, kappa: float | None) -> Tens
     return cosine / temperature
 
 
-def _cross_entropy(
-    logits: Tensor,
-    positive: Tensor,
+def _log_negatives(
+    query: Tensor,
+    candidates: Tensor,
+    excluded: Tensor | None,
     negatives: int,
-    least: float,
+    temperature: float,
     beta: float,
-    tau_plus: float,
-    decoupled: bool,
+    kappa: float | None = None,
+) -> Tensor:
+    """log Ng of each row: (R,). excluded: int64 (R, k), the columns that are no negatives of a row."""
+    if not beta and kappa is None:
+        return log_sum_products(query / temperature, candidates, excluded)
+    logits = _similarity(query @ candidates.T, temperature, kappa)
+    if excluded is not None:
+        logits = logits.scatter(1, excluded, -torch.inf)
+    return log_sum_negatives(logits, negatives, beta)
+
+
+def _cross_entropy(
+    log_negatives: Tensor, positive: Tensor, negatives: int, least: float, tau_plus: float, decoupled: bool
 ) -> Tensor:
     """-log(e^p / (e^p + Ng)) for each row, with Ng kept as a logarithm throughout.
 
-    logits: (R, M) similarities over temperature, -inf where a column is no negative of the row; positive: (R,);
-    least: what a logit is at its lowest.
+    log_negatives, positive: (R,); negatives: how many a row has; least: what a similarity over temperature is at its
+    lowest.
     """
-    if negatives < 1:
-        return positive * 0  # nothing to tell the positive from
-    log_negatives = log_sum_negatives(logits, negatives, beta)
     if tau_plus:
         log_negatives = _debias(log_negatives, positive, negatives, least, tau_plus)
     return (log_negatives if decoupled else torch.logaddexp(positive, log_negatives)) - positive

@@ -26,7 +26,7 @@ def cosine_contrast(z1: Tensor, z2: Tensor, *, chunk_size: int | None = None) ->
     Args:
         z1, z2: (B, D) of this rank, row i of each from one sample; of any floating dtype; normalised here; computed in
             float32 or wider.
-        chunk_size: rows whose cosines are held at once, recomputed in the backward pass; None holds all of them.
+        chunk_size: rows whose cosines are held at once, exact all the same; None holds all of them.
 
     Returns:
         A scalar, at least float32: this rank's share of the global value, times the world size.
@@ -43,9 +43,9 @@ def cosine_contrast(z1: Tensor, z2: Tensor, *, chunk_size: int | None = None) ->
         candidates = gather(z2, counts)  # (n, D)
         own = start + torch.arange(len(z1), device=z1.device)
 
-        def cosines(z1: Tensor, own: Tensor) -> Tensor:
+        def cosines(z1: Tensor, own: Tensor, candidates: Tensor) -> Tensor:
             return (z1 @ candidates.T).clamp(min=0).scatter(1, own, 0.0)
 
         pull = (1 - (z1 * z2).sum(-1)).sum() / max(n, 1)
-        push = sum_rows(cosines, z1, own[:, None], chunk_size=chunk_size) / max(n * (n - 1), 1)
+        push = sum_rows(cosines, z1, own[:, None], shared=(candidates,), chunk_size=chunk_size) / max(n * (n - 1), 1)
         return (pull + push) * world_size()

@@ -41,7 +41,7 @@ def clip_loss(
             out of the negatives, across ranks too. None takes all captions to be different.
         beta: concentration of the negatives on hard ones (Robinson et al. 2021, arXiv:2010.04592; for images and
             captions Radenovic et al. 2023, arXiv:2301.02280); 0 weighs all alike.
-        chunk_size: rows whose similarities are held at once, recomputed in the backward pass; None holds all of them.
+        chunk_size: rows whose similarities are held at once, exact all the same; None holds all of them.
 
     Returns:
         A scalar, at least float32.
@@ -61,7 +61,7 @@ def clip_loss(
         positive = scale * (image * text).sum(-1)
 
         def direction(query: Tensor, candidates: Tensor) -> Tensor:
-            def rows(query: Tensor, positive: Tensor, ids: Tensor) -> Tensor:
+            def rows(query: Tensor, positive: Tensor, ids: Tensor, candidates: Tensor, scale: Tensor) -> Tensor:
                 excluded = ids[:, None] == all_ids  # (R, n): the row's own partner and whatever equals it
                 negatives = (~excluded).sum(1)
                 alone = negatives == 0
@@ -70,7 +70,7 @@ def clip_loss(
                 log_negatives = log_sum_negatives(logits, negatives.clamp(min=1).to(logits.dtype), beta)
                 return torch.logaddexp(positive, log_negatives.masked_fill(alone, -torch.inf)) - positive
 
-            return sum_rows(rows, query, positive, ids, chunk_size=chunk_size)
+            return sum_rows(rows, query, positive, ids, shared=(candidates, scale), chunk_size=chunk_size)
 
         total = direction(image, texts) + direction(text, images)
         return total * (world_size() / max(2 * n, 1))
@@ -111,13 +111,13 @@ def siglip_loss(
         ids, all_ids = _caption_ids(duplicates, counts, image.device)
         scale, bias = _scalar(logit_scale, image), _scalar(logit_bias, image)
 
-        def rows(image: Tensor, text: Tensor, ids: Tensor) -> Tensor:
+        def rows(image: Tensor, text: Tensor, ids: Tensor, texts: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
             positive = scale * (image * text).sum(-1) + bias
             logits = scale * image @ texts.T + bias
             against = (-logits).masked_fill(ids[:, None] == all_ids, torch.inf)  # surely told apart: adds nothing
             return -F.logsigmoid(positive) - F.logsigmoid(against).sum(1)
 
-        total = sum_rows(rows, image, text, ids, chunk_size=chunk_size)
+        total = sum_rows(rows, image, text, ids, shared=(texts, scale, bias), chunk_size=chunk_size)
         return total * (world_size() / max(sum(counts), 1))
 
 
