@@ -1,4 +1,5 @@
-"""Talking to other ranks with exact gradients. Nothing else in the package touches ``torch.distributed``.
+"""Talking to other ranks with exact gradients. Nothing else in the package touches ``torch.distributed``, but for
+:mod:`lit_ssl.sharding`, which shards parameters.
 
 Every function is the identity (or its single-process meaning) where no process group exists.
 """
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_reduce_sum", "gather", "global_count", "rank", "row_counts", "world_size"]
+__all__ = ["all_reduce_sum", "average_", "gather", "global_count", "largest", "rank", "row_counts", "world_size"]
 
 
 def _active() -> bool:
@@ -52,6 +53,15 @@ def row_counts(rows: int) -> list[int]:
 def global_count(rows: int) -> int:
     """How many rows all ranks hold together. A collective call."""
     return sum(row_counts(rows))
+
+
+def largest(value: int) -> int:
+    """The largest of all ranks' numbers, for what all must decide alike. A collective call that only hosts make."""
+    if not _active():
+        return value
+    number = torch.tensor([value])
+    dist.all_reduce(number, op=dist.ReduceOp.MAX, group=_host_group())
+    return int(number)
 
 
 class _Gather(torch.autograd.Function):
@@ -107,3 +117,11 @@ class _AllReduceSum(torch.autograd.Function):
 def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over ranks, differentiable (its backward sums over ranks too)."""
     return _AllReduceSum.apply(x) if _active() else x
+
+
+@torch.no_grad()
+def average_(x: Tensor) -> None:
+    """Put the mean over ranks in the place of ``x``."""
+    if _active():
+        dist.all_reduce(x)
+        x /= world_size()

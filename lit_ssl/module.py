@@ -19,6 +19,7 @@ from lit_ssl.hyperparameters import to_plain, views_from
 from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
 from lit_ssl.random import isolated, resolve_seed
+from lit_ssl.sharding import shard
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import View, as_batch, clean, with_keys, with_views
 
@@ -121,17 +122,20 @@ class SSLModule(LightningModule):
 
     def configure_model(self) -> None:
         """Build the networks for the spec, from the module's own seed; a second call does nothing."""
-        if hasattr(self, "backbone"):
-            return
-        datamodule = getattr(self._trainer, "datamodule", None)
-        self.spec = self.spec or getattr(datamodule, "spec", None)
+        if not hasattr(self, "backbone"):
+            self._build_networks()
+        if self.device_mesh is not None:  # of Lightning's ModelParallelStrategy
+            shard(self, self.device_mesh)
+
+    def _build_networks(self) -> None:
+        self.spec = self.spec or getattr(getattr(self._trainer, "datamodule", None), "spec", None)
         if self.spec is None:
             name = type(self).__name__
             raise ValueError(f"spec is needed where no data module gives one: {name}(spec=ImageSpec(32, channels=3))")
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(self.spec, name)).view(-1, 1, 1)
-            self.register_buffer(f"pixel_{name}", value, persistent=False)
-        with isolated(resolve_seed(self.seed), "weights"):
+        for name, value in (("pixel_mean", self.spec.mean), ("pixel_std", self.spec.std)):
+            self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
+        # On the host, whatever the trainer's device: its generators would give every kind of device its own weights.
+        with isolated(resolve_seed(self.seed), "weights"), torch.device("cpu"):
             self.backbone = build_backbone(self._architecture[0], self.spec, **self._backbone_arguments)
             if self._init_from is not None:
                 load_backbone(self.backbone, self._init_from)
@@ -141,8 +145,7 @@ class SSLModule(LightningModule):
             self.to(memory_format=torch.channels_last)
         if self._compile:
             # A masked forward pass goes through a ViT's blocks, not through its forward.
-            blocks = cast(nn.Module, self.backbone.blocks).children() if is_vit(self.backbone) else [self.backbone]
-            for block in blocks:
+            for block in cast(nn.Module, self.backbone.blocks).children() if is_vit(self.backbone) else [self.backbone]:
                 block.compile()
 
     def build_heads(self) -> None:
@@ -198,9 +201,7 @@ class SSLModule(LightningModule):
 
     def untrained(self) -> SSLModule:
         """A twin with its first weights: from the same seed, never pretrained; a given module has its own reset."""
-        arguments = {
-            name: value for name, value in self.hparams.items() if name not in ("_instantiator", "_class_path")
-        }
+        arguments = {k: v for k, v in self.hparams.items() if k not in ("_instantiator", "_class_path")}
         arguments |= {"spec": self.spec, "pretrained": False, "init_from": None, "compile": False}
         if isinstance(self._architecture[0], nn.Module):
             arguments["backbone"] = copy.deepcopy(self._architecture[0])

@@ -25,6 +25,14 @@ def test_a_plain_loader_of_images_is_enough(spec, tiny, images, make_trainer):
         assert {"train/loss", "val/loss"} <= set(trainer.callback_metrics)
 
 
+def test_first_weights_do_not_depend_on_the_device_that_a_trainer_builds_them_on(spec, tiny):
+    """A trainer builds a model under its device, and each kind of device has a random generator of its own."""
+    here = simclr(spec, tiny, seed=0).state_dict()
+    with torch.device("meta"):
+        there = simclr(spec, tiny, seed=0).state_dict()
+    assert all(torch.equal(there[name], weight) for name, weight in here.items())
+
+
 def test_validation_loss_of_the_same_weights_is_the_same(spec, tiny, loader, make_trainer):
     method = SimCLR(spec=spec, **tiny)
     trainer = make_trainer()
