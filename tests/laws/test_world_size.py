@@ -1,6 +1,8 @@
-"""Law 1: with the same global batch, one process and two give the same losses and weights, up to float error."""
+"""Law 1: with the same global batch, one process and two give the same losses and weights, up to float error.
 
-import csv
+All methods are fitted in one start of processes for each number of processes (``fits.py``).
+"""
+
 import os
 import subprocess
 import sys
@@ -8,66 +10,103 @@ from pathlib import Path
 
 import pytest
 import torch
+from fits import COMMON, result, run, values
+from methods import METHODS, UNCOUPLED, VARIANTS
 
-STEPS = 20
-CONV = ["--model.backbone", "convnet", "--model.backbone_options", "{width: 8, stages: 2, stem_stride: 2}"]
-VIT = ["--model.backbone", "vit_tiny_patch16_224"]
-VIT += ["--model.backbone_options", "{embed_dim: 32, depth: 2, num_heads: 2}"]
-PROJECTOR = ["--model.projector_hidden", "32", "--model.projector_dim", "16"]
-DECODER = ["--model.decoder_dim", "16", "--model.decoder_depth", "1", "--model.decoder_heads", "2"]
-QUICKSTART = ["--config", "data/quickstart"]
-SHAPES = ["--config", "data/captioned_shapes", "--data.train_size", "2048", "--data.val_size", "256"]
-TEXT = ["--model.text_options", "{width: 32, depth: 1, heads: 2}"]
-METHODS = {
-    "simclr": ["--config", "method/simclr", *CONV, *PROJECTOR],
-    "simclr_hard": ["--config", "method/simclr_hard", *CONV, *PROJECTOR],
-    "moco": ["--config", "method/moco", "--model.queue_size", "256", *CONV, *PROJECTOR],
-    "moco_v3": ["--config", "method/moco_v3", *CONV, *PROJECTOR],
-    "mae": ["--config", "method/mae", *VIT, *DECODER],
-    "mae_convnet": ["--config", "method/mae", *CONV, "--model.mask_fill", "noise"],
-    "mcl": ["--config", "method/mcl", *VIT, *PROJECTOR],
-    "mcl_independent": ["--config", "method/mcl", "--model.mask_mode", "independent", *VIT, *PROJECTOR],
-    "fusion": ["--config", "method/fusion", *VIT, *PROJECTOR, *DECODER],
-    "vae": ["--config", "method/vae", *CONV],
-    "lejepa": ["--config", "method/lejepa", *VIT, *PROJECTOR],
-    "clip": ["--config", "method/clip", *VIT, *TEXT],
-    "siglip": ["--config", "method/siglip", *VIT, *TEXT],
-}
+pytestmark = pytest.mark.slow
+
+STEPS, BATCH = 100, 64
+DOUBLE, SINGLE = "64-true", "32-true"
 
 
-def fit(folder, method, processes):
-    data = SHAPES if method in ("clip", "siglip") else QUICKSTART
-    run = [*METHODS[method], *data, "--data.batch_size", str(64 // processes)]
-    run += ["--trainer.accelerator", "cpu", "--trainer.devices", str(processes), "--trainer.precision", "64-true"]
-    run += ["--trainer.strategy", "ddp" if processes > 1 else "auto", "--trainer.max_epochs", "1"]
-    run += ["--trainer.limit_train_batches", str(STEPS), "--trainer.limit_val_batches", "4"]
-    run += ["--trainer.log_every_n_steps", "1", "--trainer.default_root_dir", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def arguments(method, processes, precision=DOUBLE, accumulate=1):
+    rows = BATCH // processes // accumulate
+    run = [*method, "--data.batch_size", str(rows), "--data.num_workers", "0", "--trainer.precision", precision]
+    run += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"]
+    run += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", str(STEPS * accumulate)]
+    run += ["--trainer.limit_val_batches", "2", "--trainer.accumulate_grad_batches", str(accumulate)]
+    return [*run, "--trainer.enable_checkpointing", "false"]
+
+
+@pytest.fixture(scope="module")
+def fitted(request, tmp_path_factory):
+    """(rows of metrics.csv, what the fit ended with) by (test's name, method, processes), of all selected tests."""
+    root = tmp_path_factory.mktemp("fits")
+    here = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    plans = {1: {}, 2: {}}
+    for item in here:
+        name = item.callspec.params["method"]
+        if item.originalname == "test_accumulating_is_a_larger_batch":
+            for parts in (1, 2):
+                plans[1][root / f"{parts}-{name}"] = arguments(UNCOUPLED[name], 1, accumulate=parts)
+            continue
+        precision = SINGLE if "float32" in item.originalname else DOUBLE
+        for processes, plan in plans.items():
+            plan[root / f"{precision}-{name}-{processes}"] = arguments(METHODS[name], processes, precision)
+    found = {}
+    for processes, plan in plans.items():
+        if plan:
+            found |= {folder.name: fit for folder, fit in run(plan, processes).items()}
+    return found
+
+
+def alike(one, two):
+    """Final weights, buffers, queues and running statistics, up to float64's rounding."""
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_take_the_steps_of_one(method, fitted):
+    (rows_one, one), (rows_two, two) = (fitted[f"{DOUBLE}-{method}-{processes}"] for processes in (1, 2))
+    assert (one["world"], two["world"]) == (1, 2)
+    losses = values(rows_one, "train/loss")
+    assert len(losses) == one["steps"] == two["steps"] == STEPS
+    assert len({round(loss, 6) for loss in losses}) > STEPS // 2  # it does train
+    assert values(rows_two, "train/loss") == pytest.approx(losses, rel=1e-8)
+    assert values(rows_two, "val/loss") == pytest.approx(values(rows_one, "val/loss"), rel=1e-8)
+    alike(one["state"], two["state"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_end_with_the_same_bits(method, fitted):
+    """Weights, the copy that follows them, the queue and its order, running statistics."""
+    assert fitted[f"{DOUBLE}-{method}-2"][1]["unlike"] == []
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in VARIANTS])
+def test_in_float32_only_rounding_grows(method, fitted):
+    one, two = (values(fitted[f"{SINGLE}-{method}-{processes}"][0], "train/loss") for processes in (1, 2))
+    assert len(one) == STEPS
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", UNCOUPLED)
+def test_accumulating_is_a_larger_batch(method, fitted):
+    (whole_rows, whole), (parts_rows, parts) = fitted[f"1-{method}"], fitted[f"2-{method}"]
+    assert whole["steps"] == parts["steps"] == STEPS
+    alike(whole["state"], parts["state"])
+    # What is logged is the loss of a part: the runs did differ in their batches.
+    assert values(parts_rows, "train/loss")[-1] != pytest.approx(values(whole_rows, "train/loss")[-1], rel=1e-8)
+
+
+@pytest.mark.parametrize("method", ["simclr"])
+def test_the_installed_command_starts_its_own_processes(method, fitted, tmp_path):
     binary = Path(sys.executable).parent / "lit-ssl"
+    more = [*COMMON, "--trainer.default_root_dir", tmp_path, "--trainer.callbacks+", "fits.FinalState"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
-        [binary, "fit", *run], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+        [binary, "fit", *arguments(METHODS[method], 2), *more],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (metrics,) = folder.rglob("metrics.csv")
-    (checkpoint,) = folder.rglob("last.ckpt")
-    rows = list(csv.DictReader(metrics.open()))
-    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
-    (held_out,) = [float(row["val/loss"]) for row in rows if row["val/loss"]]
-    return losses, held_out, torch.load(checkpoint, weights_only=True)["state_dict"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_take_the_steps_of_one(method, tmp_path):
-    results = []
-    for processes in (1, 2):
-        (folder := tmp_path / str(processes)).mkdir()
-        results.append(fit(folder, method, processes))
-    (one, held_one, weights_one), (two, held_two, weights_two) = results
-    assert len(one) == len(two) == STEPS
-    assert len({round(loss, 6) for loss in one}) > STEPS // 2  # it does train
-    assert two == pytest.approx(one, rel=1e-8)
-    assert held_two == pytest.approx(held_one, rel=1e-8)
-    assert weights_one.keys() == weights_two.keys()
-    for name, weight in weights_one.items():
-        torch.testing.assert_close(weights_two[name], weight, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+    rows, final = result(tmp_path)
+    expected_rows, expected = fitted[f"{DOUBLE}-{method}-2"]
+    assert final["world"] == 2
+    assert values(rows, "train/loss") == values(expected_rows, "train/loss")
+    assert all(torch.equal(final["state"][name], weight) for name, weight in expected["state"].items())

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_ranks
 
 from lit_ssl.losses import cosine_contrast, info_nce
 
@@ -100,41 +99,3 @@ def test_without_kappa_the_spherical_similarity_is_the_cosine_at_twice_the_tempe
         # The offset (1 + cos) / 2 - cos / 2 cancels in every ratio, the floor of debiasing among them.
         spherical_loss = info_nce(query, key, temperature=0.1, kappa=0.0, **options)
         torch.testing.assert_close(spherical_loss, info_nce(query, key, temperature=0.2, **options))
-
-
-# Different data on each rank, unequal shards.
-
-CASES = {
-    "cosine": lambda a, b: cosine_contrast(a, b),
-    "cosine_chunked": lambda a, b: cosine_contrast(a, b, chunk_size=2),
-    "spherical": lambda a, b: info_nce(a, b, temperature=0.1, kappa=1 / 64),
-}
-SHARDS = (3, 5, 0)
-
-
-def data():
-    return rows(8, 5, seed=3).detach(), rows(8, 5, seed=4).detach(), rows(5, 4, seed=5).detach()
-
-
-def rank_gradients(rank, world):
-    a, b, weight = data()
-    mine = slice(sum(SHARDS[:rank]), sum(SHARDS[: rank + 1]))
-    out = {}
-    for name, loss in CASES.items():
-        w = weight.clone().requires_grad_()
-        value = loss(a[mine] @ w, b[mine] @ w)
-        value.backward()
-        out[name] = {"value": value.detach(), "grad": w.grad}
-    return out
-
-
-def test_ranks_average_to_the_single_process():
-    ranks = run_ranks(rank_gradients, 3)
-    for name, loss in CASES.items():
-        a, b, weight = data()
-        weight.requires_grad_()
-        value = loss(a @ weight, b @ weight)
-        value.backward()
-        for k, expected in (("value", value.detach()), ("grad", weight.grad)):
-            mean = torch.stack([r[name][k] for r in ranks]).mean(0)
-            torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-13, msg=f"{name} {k}")

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_ranks
 
 from lit_ssl.losses import clip_loss, siglip_loss
 
@@ -177,71 +176,3 @@ def test_bad_shapes_are_named():
     for loss in (clip_loss, lambda *a, **k: siglip_loss(*a, logit_bias=0.0, **k)):
         with pytest.raises(ValueError, match=r"image and text must both be \(B, D\).*\(2, 3\) and \(3, 3\)"):
             loss(rows(2, 3), rows(3, 3), logit_scale=1.0)
-
-
-# Different data on each rank, unequal shards: DDP's mean of gradients is the single-process gradient, of the scale and
-# the bias as of the weights.
-
-CASES = {
-    "clip": (clip_loss, {}),
-    "clip_hard": (clip_loss, {"beta": 1.0}),
-    "clip_masked_chunked": (clip_loss, {"masked": True, "chunk_size": 2}),
-    "siglip": (siglip_loss, {}),
-    "siglip_masked_chunked": (siglip_loss, {"masked": True, "chunk_size": 2}),
-}
-SHARDS = {2: (3, 5), 3: (4, 0, 4)}
-IDS = torch.tensor([0, 1, 2, 3, 1, 5, 0, 1])  # equal captions on different ranks
-
-
-def data():
-    return rows(8, 5, seed=3).detach(), rows(8, 5, seed=4).detach(), rows(5, 4, seed=5).detach()
-
-
-def result(name, mine, weight):
-    (loss, options), (image, text, _) = CASES[name], data()
-    options = dict(options)
-    if options.pop("masked", False):
-        options["duplicates"] = IDS[mine]
-    learned = {"logit_scale": scalar(4.0)}
-    if loss is siglip_loss:
-        learned["logit_bias"] = scalar(-1.0)
-    value = loss(image[mine] @ weight, text[mine] @ weight, **learned, **options)
-    value.backward()
-    return {"value": value.detach(), "grad": weight.grad} | {k: v.grad for k, v in learned.items()}
-
-
-def rank_results(rank, world, wrong):
-    if wrong:
-        import lit_ssl.losses.image_text as image_text
-
-        image_text.gather = lambda x, counts: x  # a loss that forgets the other ranks
-        image_text.row_counts = lambda n: [n]
-        image_text.rank = lambda: 0
-        image_text.world_size = lambda: 1
-    mine = slice(sum(SHARDS[world][:rank]), sum(SHARDS[world][: rank + 1]))
-    return {name: result(name, mine, data()[2].requires_grad_()) for name in CASES}
-
-
-def mean_over_ranks(world, wrong=False):
-    ranks = run_ranks(rank_results, world, wrong)
-    return {name: {k: torch.stack([r[name][k] for r in ranks]).mean(0) for k in ranks[0][name]} for name in CASES}
-
-
-def single(name):
-    return result(name, slice(None), data()[2].requires_grad_())
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_average_to_the_single_process(world):
-    ranks = mean_over_ranks(world)
-    for name in CASES:
-        for k, expected in single(name).items():
-            torch.testing.assert_close(ranks[name][k], expected, rtol=1e-12, atol=1e-13, msg=f"{name} {k}")
-
-
-def test_a_wrong_gather_would_be_caught():
-    ranks = mean_over_ranks(2, wrong=True)
-    for name in CASES:
-        expected = single(name)
-        assert (ranks[name]["grad"] - expected["grad"]).norm() > 1e-2 * expected["grad"].norm()
-        assert (ranks[name]["logit_scale"] - expected["logit_scale"]).abs() > 1e-2 * expected["logit_scale"].abs()

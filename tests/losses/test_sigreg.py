@@ -1,11 +1,9 @@
 import math
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_ranks
 
 from lit_ssl.losses import sigreg
 from lit_ssl.random import normal, step_key
@@ -151,34 +149,3 @@ def test_no_rows_at_all_are_no_loss():
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         sigreg(**{"z": torch.zeros(3, 2), **kwargs})
-
-
-# Different data on each rank, unequal shards, a rank without rows: DDP's mean of gradients is the single process's.
-
-SHARDS = {2: (3, 5), 3: (5, 0, 3)}
-
-
-def projected(rows):
-    weight = gaussian(5, 4, seed=4).requires_grad_()
-    value = sigreg(gaussian(2, 8, 5, seed=3)[:, rows] @ weight * 0.6, key=step_key(0, 5), num_directions=7)
-    value.backward()
-    return {"value": value.detach(), "grad": weight.grad}
-
-
-def on_a_rank(rank, world):
-    start = sum(SHARDS[world][:rank])
-    rows = slice(start, start + SHARDS[world][rank])
-    right = projected(rows)
-    sys.modules["lit_ssl.losses.sigreg"].all_reduce_sum = lambda x: x  # a loss that forgets the other ranks
-    return right, projected(rows)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_average_to_the_single_process_and_a_forgetful_loss_would_not(world):
-    ranks = run_ranks(on_a_rank, world)
-    wanted = projected(slice(None))
-    for right, _ in ranks:
-        torch.testing.assert_close(right["value"], wanted["value"], rtol=1e-12, atol=1e-13)
-    grads = torch.stack([torch.stack([part["grad"] for part in rank]) for rank in ranks]).mean(0)
-    torch.testing.assert_close(grads[0], wanted["grad"], rtol=1e-12, atol=1e-13)
-    assert (grads[1] - wanted["grad"]).norm() > 1e-2 * wanted["grad"].norm()
