@@ -185,7 +185,8 @@ class OnlineLinearProbe(Callback):
         for group in self.optimizer.param_groups:
             group.update(lr=self.lr, weight_decay=self.weight_decay)
         self._train.reset()
-        self._train.add(**state["train"])
+        if state["train"]["total"] > 0:
+            self._train.add(**state["train"])
 
     # Training
 
@@ -200,15 +201,18 @@ class OnlineLinearProbe(Callback):
     ) -> None:
         acts = self.batches % self.every_n_steps == 0
         self.batches += 1
-        if self.probe is None or self.optimizer is None or not acts:
+        if self.probe is None or self.optimizer is None:
             return
-        image, label = self._labelled(trainer, pl_module, batch)
-        x = represent(pl_module, image)
-        self.probe.observe(x)
-        logits = self.probe.differentiate(x, label)
-        self.optimizer.step()
-        self._train.update(logits.argmax(1), label)
-        pl_module.log("probe/train_acc", self._train.compute(), on_step=True, on_epoch=False, batch_size=len(label))
+        if acts:
+            image, label = self._labelled(trainer, pl_module, batch)
+            x = represent(pl_module, image)
+            self.probe.observe(x)
+            logits = self.probe.differentiate(x, label)
+            self.optimizer.step()
+            self._train.update(logits.argmax(1), label)
+        # A row shows the latest value, also between two acts: so does that of a run which resumed there.
+        if acts or (self._train.update_called and trainer._logger_connector.should_update_logs):
+            pl_module.log("probe/train_acc", self._train.compute(), on_step=True, on_epoch=False, batch_size=1)
 
     def _labelled(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor]:
         datamodule: Any = getattr(trainer, "datamodule", None)

@@ -1,7 +1,7 @@
 """Where samples come from, in which order, and where views are made."""
 
 from .captioned_shapes import CaptionedShapes
-from .dataset import ImageTensors, Loader
+from .dataset import ImageTensors, Loader, outlast_signals
 from .image_files import CorruptImageError, ImageFiles, decode
 from .image_folder import ImageFolder
 from .image_text import ImageText
@@ -27,4 +27,5 @@ __all__ = [
     "Quickstart",
     "ShardedSampler",
     "decode",
+    "outlast_signals",
 ]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from lit_ssl.views import Batch
 
-__all__ = ["ImageTensors", "Loader", "collate"]
+__all__ = ["ImageTensors", "Loader", "check_labels", "collate", "outlast_signals"]
 
 
 class ImageTensors(Dataset[Batch]):
@@ -60,9 +61,41 @@ class ImageTensors(Dataset[Batch]):
         return {"image": self.images.index_select(0, row), "label": label, "index": index}
 
 
+def check_labels(name: str, dataset: Any, num_classes: int | None) -> None:
+    """Raises ValueError unless the labels of a set are class numbers below ``num_classes``, or -1 for none."""
+    labels = getattr(dataset, "labels", None)
+    if num_classes is None or not isinstance(labels, Tensor) or not len(labels):
+        return
+    least, greatest = int(labels.min()), int(labels.max())
+    if least < -1 or greatest >= num_classes:
+        raise ValueError(
+            f"labels of {name} must be from 0 to {num_classes - 1} (num_classes={num_classes}), or -1 for none, got "
+            f"{least if least < -1 else greatest}"
+        )
+
+
 def collate(batch: Any) -> Batch:
     """A batch that ``__getitems__`` made passes as it is; a list of samples is stacked."""
-    return batch if isinstance(batch, dict) else cast(Batch, default_collate(batch))
+    batch = batch if isinstance(batch, dict) else cast(Batch, default_collate(batch))
+    if get_worker_info() is not None:
+        # The queue to the main process would do so in a thread, where an error (no space left in /dev/shm) is printed,
+        # the batch is lost, and the run waits for it for ever. Here it is the worker's, and so the run's.
+        for value in batch.values():
+            if isinstance(value, Tensor):
+                value.share_memory_()
+    return batch
+
+
+def outlast_signals(worker: int) -> None:
+    """A worker's ``worker_init_fn``: it keeps serving the process that trains, which is the one to act on signals.
+
+    A scheduler sends SIGTERM and SIGUSR1 to all processes of a job. A run saves on them (see
+    :class:`~lit_ssl.callbacks.Preemption`), for which the batches on their way have to arrive; a worker that died would
+    stop it before that. A worker that nobody needs any more ends two minutes later at the latest.
+    """
+    if hasattr(signal, "SIGUSR1"):  # Windows has no signals to send
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(120))
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class Loader(DataLoader[Batch]):

@@ -182,6 +182,11 @@ class ImageFiles(Dataset[Batch]):
         except Exception as error:  # Pillow's decoders raise nearly anything
             if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError | PermissionError):
                 raise  # the disk or the network failed, not this file: another time it would be read
+            if not self.root.is_dir():
+                raise FileNotFoundError(
+                    f"the folder {self.root.absolute()} is gone, in the middle of the run: bring it back (is its disk "
+                    "still mounted?); the run resumes with --ckpt_path last"
+                ) from error
             reason = f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
         if not self._broken[i]:
             self._broken[i] = True

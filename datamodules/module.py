@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_ssl.checks import check_integer
-from lit_ssl.random import resolve_seed
+from lit_ssl.random import reseed, resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import Batch, View, as_batch, with_keys, with_text, with_views
 
-from .dataset import Loader, collate
+from .dataset import Loader, check_labels, collate, outlast_signals
 from .sampler import ShardedSampler
 
 __all__ = ["ImageDataModule"]
@@ -108,6 +108,8 @@ class ImageDataModule(LightningDataModule):
         self.run_seed = resolve_seed(self.seed)
         if self.train_set is None:
             self.load()
+            for name in ("train_set", "val_set", "labelled_set"):
+                check_labels(name, getattr(self, name), self.num_classes)
         if stage == "fit":
             self._sampler(self._training_set(), shuffle=True)  # too few images: say so before networks are built
         if not self._workers():
@@ -148,6 +150,7 @@ class ImageDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
+            worker_init_fn=outlast_signals,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else every iterator draws a number from the global generator
@@ -195,12 +198,17 @@ class ImageDataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Adds ``key``, and ``text`` to rows with captions: one drawn by key, in evaluation the first.
 
+        In training torch's global generator is seeded anew, by (seed, epoch, batch, rank).
+
         Padding rows are dropped from evaluation here, where ``index`` is still on the host.
         """
         indexed = isinstance(batch, dict) and "index" in batch
         batch = as_batch(batch)
         trainer = cast(Any, self.trainer)
         if trainer.training:
+            # Dropout and drop-path draw from the global generator, which is in no checkpoint: each batch seeds it anew.
+            epoch, place = self._position()
+            reseed(self.run_seed, f"batch/{epoch}/{place}/{trainer.global_rank}")
             batch = with_keys(batch, self.run_seed, trainer.current_epoch, (trainer.global_step, trainer.global_rank))
             return with_text(batch, draw=True)
         batch = _without_padding(batch) if indexed else batch

@@ -1,55 +1,163 @@
-"""Law 2, where it stands: a run resumed from the middle of an epoch ends with the weights of one never stopped."""
+"""Law 2: a run that goes on from any of its checkpoints ends as the one that was never stopped."""
+
+import csv
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from fits import COMMON
+from lightning.pytorch import Callback, Trainer
+from methods import METHODS
 
-from lit_ssl import CLIP, MAE, MCL, VAE, Fusion, LeJEPA, MoCo, SimCLR
-from lit_ssl.callbacks import OnlineLinearProbe
-from lit_ssl.datamodules import CaptionedShapes, Quickstart
+from lit_ssl import SimCLR
+from lit_ssl.__main__ import main
+from lit_ssl.callbacks import ExactCheckpoint, OnlineLinearProbe
+from lit_ssl.checkpoint import load
+from lit_ssl.datamodules import Quickstart
+from lit_ssl.logger import MetricsLogger
 
-TINY = {"backbone": "convnet", "backbone_options": {"width": 4, "stages": 2, "stem_stride": 2}}
-VIT = {
+DROPOUT = {
     "backbone": "vit_tiny_patch16_224",
-    "backbone_options": {"embed_dim": 16, "depth": 1, "num_heads": 2},
-    "lr": 1e-2,
-}
-PROJECTOR = {"projector_hidden": 16, "projector_dim": 8}
-DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
-METHODS = {
-    "simclr": lambda: SimCLR(projector_hidden=16, projector_dim=8, optimizer="adamw", lr=1e-2, **TINY),
-    "moco": lambda: MoCo(projector_hidden=16, projector_dim=8, queue_size=100, **TINY),
-    "moco_v3": lambda: MoCo(
-        queue_size=0, predictor=True, symmetric=True, momentum_schedule="cosine", projector_hidden=16, **TINY
-    ),
-    "mae": lambda: MAE(**DECODER, **VIT),
-    "mcl": lambda: MCL(**PROJECTOR, **VIT),
-    "fusion": lambda: Fusion(**PROJECTOR, **DECODER, **VIT),
-    "vae": lambda: VAE(latent_dim=4, kl_warmup_epochs=1, lr=1e-2, **TINY),
-    "lejepa": lambda: LeJEPA(num_directions=16, **PROJECTOR, **VIT),
-    "clip": lambda: CLIP(text_options={"width": 16, "depth": 1, "heads": 2}, mask_ratio=0.5, **VIT),
+    "backbone_options": {"embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.2, "drop_path_rate": 0.2},
 }
 
 
-@pytest.mark.parametrize(("method", "workers"), [*((name, 0) for name in METHODS), ("moco", 1)])
-def test_mid_epoch_resume_is_bit_identical(method, workers, make_trainer, tmp_path):
-    def run(**kwargs):
-        module, probe = METHODS[method](), OnlineLinearProbe(every_n_steps=1)
-        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
-        trainer = make_trainer(
-            max_epochs=2,
-            limit_train_batches=8,
-            limit_val_batches=1,
-            enable_checkpointing=True,
-            callbacks=[probe, saver],
-        )
-        data = CaptionedShapes if isinstance(module, CLIP) else Quickstart
-        trainer.fit(module, data(batch_size=32, num_workers=workers), **kwargs)
-        assert trainer.global_step == 16
-        return module.state_dict(), probe.probe.state_dict()
+def same(one, other):
+    """Equality of nested states, tensors bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
 
-    whole, whole_probe = run()
-    torch.manual_seed(99)  # whatever the process drew before
-    resumed, resumed_probe = run(ckpt_path=tmp_path / "step=5.ckpt")
-    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
-    assert all(torch.equal(resumed_probe[name], weight) for name, weight in whole_probe.items())
+
+def ending(folder):
+    """What a run ends with: all state, and the rows of its metrics but for its speed."""
+    state = load(folder / "checkpoints" / "last.ckpt")
+    probe = next(values for name, values in state["callbacks"].items() if name.startswith("OnlineLinearProbe"))
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if v and not k.startswith("time/")} for row in csv.DictReader(file)]
+    return [state["state_dict"], state["optimizer_states"], state["lr_schedulers"], state["loops"], probe], rows
+
+
+def as_killed(whole, folder, checkpoint, late):
+    """The folder of a run that was killed: long after it had saved this checkpoint, or right behind that."""
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoint, folder / "checkpoints" / "last.ckpt")
+    header, *lines = (whole / "metrics.csv").read_text().splitlines()
+    loops = load(checkpoint)["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]["total"]
+    if not late and batches["completed"] < batches["ready"]:  # Lightning logs this batch's row behind the save
+        step = str(loops["epoch_loop.state_dict"]["_batches_that_stepped"])
+        rows = csv.DictReader([header, *lines])
+        logged = [entry["step"] == step and bool(entry["train/loss"]) for entry in rows]
+        lines = lines[: logged.index(True)] if True in logged else lines
+    (folder / "metrics.csv").write_text("\n".join([header, *lines, "1,torn"]))
+
+
+class Watched(Callback):
+    """Counts, so that a run which skips a validation or repeats an epoch's start is found out."""
+
+    def __init__(self):
+        self.counts = {"batches": 0, "validations": 0, "epochs": 0}
+
+    def state_dict(self):
+        return dict(self.counts)
+
+    def load_state_dict(self, state_dict):
+        self.counts = dict(state_dict)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.counts["epochs"] += 1
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.counts["batches"] += 1
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        self.counts["validations"] += 1
+
+
+def fit(folder, workers=0, ckpt_path=None, saving=None, **kwargs):
+    saver = ExactCheckpoint(folder / "checkpoints", **(saving or {"every_n_train_steps": 1, "save_top_k": -1}))
+    watched = Watched()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=MetricsLogger(folder.parent, name=None, version=folder.name),
+        log_every_n_steps=2,
+        callbacks=[OnlineLinearProbe(every_n_steps=3), watched, saver],
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 3, "limit_train_batches": 7, "limit_val_batches": 1, **kwargs},
+    )
+    method = SimCLR(projector_hidden=16, projector_dim=8, warmup_epochs=1, **DROPOUT)
+    trainer.fit(method, Quickstart(batch_size=16, num_workers=workers), ckpt_path=ckpt_path)
+    return trainer, watched.counts
+
+
+SETTINGS = {
+    "plain": {},
+    "workers": {"workers": 2},
+    "accumulation": {"accumulate_grad_batches": 3},
+    "validation_inside": {"val_check_interval": 2},
+    "validation_across_epochs": {"val_check_interval": 5, "check_val_every_n_epoch": None},
+    "accumulation_and_validation": {"accumulate_grad_batches": 2, "val_check_interval": 3, "workers": 1},
+    "steps": {"max_epochs": -1, "max_steps": 17},
+    "no_validation": {"limit_val_batches": 0},
+    "sparse_validation": {"check_val_every_n_epoch": 2},
+}
+
+
+FAST = ("plain", "accumulation_and_validation")
+
+
+@pytest.mark.parametrize("setting", [pytest.param(s, marks=[] if s in FAST else pytest.mark.slow) for s in SETTINGS])
+def test_a_run_resumes_exactly_from_its_checkpoints(setting, tmp_path):
+    kwargs = SETTINGS[setting]
+    trainer, counts = fit(tmp_path / "whole", **kwargs)
+    expected, rows = ending(tmp_path / "whole")
+    assert counts["batches"] == trainer.fit_loop.epoch_loop.batch_progress.total.completed >= 17
+    assert sum("probe/train_acc" in row for row in rows) > 3
+    checkpoints = sorted(
+        (tmp_path / "whole" / "checkpoints").glob("epoch*.ckpt"), key=lambda path: path.stat().st_mtime
+    )
+    assert len(checkpoints) >= 4
+    for path in checkpoints[:-1]:  # the last one is that behind the fit
+        done = load(path)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+        assert done % 7  # never where an epoch ends
+        assert done % kwargs.get("accumulate_grad_batches", 1) == 0
+    *inside, last = checkpoints
+    for number, checkpoint in enumerate((inside[0], inside[1], inside[len(inside) // 2], inside[-1], last)):
+        folder = tmp_path / f"killed-{number}"
+        as_killed(tmp_path / "whole", folder, checkpoint, late=number % 2 == 0)
+        torch.manual_seed(99)  # whatever the process drew before
+        resumed, found = fit(folder, ckpt_path="last", **kwargs)
+        assert resumed.global_step == trainer.global_step
+        if checkpoint is last:
+            continue  # the run had ended: nothing is trained, saved or logged
+        assert found == counts
+        state, found_rows = ending(folder)
+        assert same(state, expected), checkpoint.name
+        assert found_rows == rows, checkpoint.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_exactly(method, tmp_path, monkeypatch):
+    """As the command runs it, in the folder of the run that was killed."""
+    monkeypatch.chdir(tmp_path)
+    run = ["fit", *METHODS[method], *COMMON, "--data.batch_size=32", "--data.num_workers=0", "--trainer.max_epochs=2"]
+    run += ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--probe.every_n_steps=1"]
+    run += ["--knn.max_bank=64", "--embedding_map.every_n_epochs=9"]
+    saving = ["--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1"]
+    assert main([*run, *saving, "--trainer.default_root_dir=whole"]) == 0
+    (whole,) = Path("whole").glob("*/version_0")
+    (checkpoint,) = whole.glob("checkpoints/*step=3.ckpt")
+    folder = Path("killed") / whole.relative_to("whole")
+    as_killed(whole, folder, checkpoint, late=True)
+    assert main([*run, "--trainer.default_root_dir=killed", "--ckpt_path=last"]) == 0
+    assert same(ending(folder), ending(whole))
