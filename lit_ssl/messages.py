@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import linecache
 import logging
+import os
 import re
+import shutil
+import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -27,6 +32,47 @@ __all__ = ["UserError", "cause_of", "choice_of", "is_users", "line_of", "quiet"]
 _PACKAGE = [Path(str(module.__file__)).parent for module in (lit_ssl, lit_ssl.datamodules, lit_ssl.callbacks)]
 _EXTRAS = {"tensorboard": "tensorboard"}  # module that is missing: extra that brings it
 
+# What the machine refuses: how its message is known, and what to say of it ({0} is the message, {1} its first group).
+_RESUME = "; the run resumes with --ckpt_path last"
+_FAILURES = (
+    (
+        r"killed by signal: Bus error|(?s:shared memory.*|/torch_.*)(?:No space left|Cannot allocate|temporarily unav)",
+        "/dev/shm, through which data-loading processes hand over batches, is full ({shm}): enlarge it (docker run "
+        "--shm-size 8g), or lower --data.num_workers or --data.batch_size; --data.num_workers 0 does without it",
+    ),
+    (
+        r"Too many open files|items of ancdata",
+        "too many open files, through which data-loading processes share batches: raise the limit (ulimit -n 65536) or "
+        "lower --data.num_workers",
+    ),
+    (
+        r"DataLoader worker \((pid[^)]*\)? ?[\d, ]+)\) (?:is killed by signal: (?:Killed|Terminated)|exited unexp)",
+        "a data-loading process ({1}) was killed from outside, most likely because memory ran out (dmesg tells): lower "
+        f"--data.num_workers or --data.batch_size{_RESUME}",
+    ),
+    (
+        r"(?:CUDA|HIP|XPU|MPS)\b.{0,20} out of memory",
+        "the GPU's memory does not hold this step: lower --data.batch_size (--trainer.accumulate_grad_batches keeps "
+        "the global one), or set --trainer.precision bf16-mixed or --model.gradient_checkpointing true",
+    ),
+    (
+        r"can't allocate memory|Cannot allocate memory|\AMemoryError|Unable to allocate",
+        f"the machine's memory is full: lower --data.batch_size or --data.num_workers{_RESUME}",
+    ),
+    (
+        r"No space left on device|Disk quota exceeded",
+        f"the disk is full ({{0}}): free some space, or write elsewhere with --trainer.default_root_dir{_RESUME}",
+    ),
+    (
+        r"Input/output error|Remote I/O error|Stale file handle|endpoint is not connected|No such device|Host is down",
+        f"the disk or the network behind it failed ({{0}}): see to it that the data can be read again{_RESUME}",
+    ),
+    (
+        r"(?s:gloo/.*?(Connection (?:reset|closed) by peer|Broken pipe|Timed out)|(ncclRemoteError))",
+        f"another process of this run has died or hangs ({{1}}): its own messages say why{_RESUME}",
+    ),
+)
+
 
 class UserError(Exception):
     """A mistake in the arguments, the configuration or the data; its message is all that the user needs."""
@@ -34,10 +80,13 @@ class UserError(Exception):
 
 def is_users(error: BaseException) -> bool:
     """Whether an exception tells of the user's mistake: a missing file, Lightning's refusal of a combination, or what
-    this package raised on purpose (here or in a loader's worker). Anything else is a failure of the program."""
+    this package raised on purpose (here or in a loader's worker); or of a failure of the machine on which they can act.
+    Anything else is a failure of the program."""
     if isinstance(error, (MisconfigurationException, FileNotFoundError, NotADirectoryError, PermissionError)):
         return True
     if type(error).__module__.startswith("lit_ssl."):
+        return True
+    if _failure(error) is not None:
         return True
     if not isinstance(error, (ValueError, TypeError, RuntimeError, LookupError, ImportError)):
         return False
@@ -45,6 +94,8 @@ def is_users(error: BaseException) -> bool:
         return True
     frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     frames += [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
+    if not frames:
+        return False
     file, line = frames[-1]
     on_purpose = linecache.getline(file, line).lstrip().startswith("raise ")
     return on_purpose and any(Path(file).is_relative_to(folder) for folder in _PACKAGE)
@@ -61,18 +112,32 @@ def cause_of(message: str) -> str:
             keys.append(match[1])
             line = line[match.end() :]
         if match := re.match(r"Problem with given class_path '([\w.]+)':\s*", line):
-            owner = match[1].rpartition(".")[2]
+            owner = match[1]
             line = line[match.end() :]
         if not problem and not line.startswith(_ALTERNATIVES):
             problem = line
         elif line.startswith("Given value: ") and problem.startswith("Expected a <class") and "Got" not in problem:
             problem += f". Got value: {line.partition(': ')[2]}"
-    if problem.startswith("Expected a dot import path string: "):
+    literals = re.findall(r"Expected a typing\.Literal\[(.*?)\]", message)
+    if len(literals) > 1:  # a union of several
+        given = re.search(r"Given value: (.*)", message)
+        choices = dict.fromkeys(choice.strip("' ") for literal in literals for choice in literal.split(","))
+        problem = f"Expected one of {', '.join(choices)}. Got value: {given[1] if given else ''}"
+    elif problem.startswith("Expected a dot import path string: "):
         problem = f"no class {problem.rpartition(': ')[2]!r}; {choice_of(keys[-1] if keys else '')}"
     elif problem.startswith("Option "):
-        problem = f"{problem} by {owner}"
+        problem = f"{problem} by {owner.rpartition('.')[2]}{_meant(problem, owner)}"
     problem = re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", problem))
     return ": ".join(part for part in (".".join(keys), problem) if part)
+
+
+def _meant(problem: str, class_path: str) -> str:
+    """The argument of a class that is closest to the one that a message quotes."""
+    home, _, name = class_path.rpartition(".")
+    kinds = getattr(getattr(sys.modules.get(home), name, None), "__mro__", ())
+    known = {argument for kind in kinds for argument in inspect.signature(kind.__init__).parameters}
+    close = difflib.get_close_matches(problem.split("'")[1], known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def choice_of(key: str) -> str:
@@ -85,16 +150,46 @@ def choice_of(key: str) -> str:
     return f"known are {', '.join(known)}, and full import paths" if known else "give a class by its full import path"
 
 
+def _failure(error: BaseException) -> str | None:
+    """What to do where the machine, and not the program, failed: memory, disk, or a process that was killed."""
+    if not isinstance(error, (OSError, RuntimeError, MemoryError)) or type(error).__module__.startswith("lit_ssl."):
+        return None
+    text = f"{_bare(str(error))}" or type(error).__name__
+    if text.startswith("DataLoader worker") and error.__cause__ is not None:  # which names the signal
+        text = f"{error.__cause__} {text}"
+    for pattern, advice in _FAILURES:
+        if match := re.search(pattern, text):
+            told = next(filter(None, match.groups()), "")
+            return advice.replace("{0}", text).replace("{1}", told).replace("{shm}", _shared_memory())
+    return None
+
+
+def _shared_memory() -> str:
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return "its size is unknown"
+    return f"{usage.total >> 20} MB in all, {usage.free >> 20} MB free now"
+
+
+def _bare(text: str) -> str:
+    """The message of an error, without the traceback of the worker that it comes from."""
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.rpartition("\n  File ")[2].partition("\n")[2]
+        text = re.sub(r"\A(?:\s+.*\n)+", "", text).partition(": ")[2]
+    return text
+
+
 def line_of(error: BaseException) -> str:
     """One line that says what went wrong, without the chain or the worker's traceback around it."""
+    if (failure := _failure(error)) is not None:
+        return " ".join(failure.split())
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if text.startswith("Error(s) in loading state_dict"):
         text = (
             f"the checkpoint does not fit the model: {textwrap.shorten(text.partition(':')[2], 300, placeholder=' …')}"
         )
-    if text.startswith("Caught ") and "Original Traceback" in text:
-        text = text.rpartition("\n  File ")[2].partition("\n")[2]
-        text = re.sub(r"\A(?:\s+.*\n)+", "", text).partition(": ")[2]
+    text = _bare(text)
     for module, extra in _EXTRAS.items():
         if re.search(rf"No module named '{module}|Neither `{module}`", text):
             return f"{module} is not installed: pip install 'lit-ssl[{extra}]'"
@@ -117,6 +212,7 @@ _NOISE = re.compile(
             r"[GT]PU available: (False|True.*used: True)",
             r"Loading `train_dataloader` to estimate",
             r"The dirpath has changed from",  # a resumed run has a folder of its own
+            r"is set, but there is no last checkpoint",  # ExactCheckpoint says what happens instead
             r"LeafSpec.* is deprecated",  # of Lightning itself
             r"does not have many workers",  # what is in memory needs none
             r"Experiment logs directory .* exists and is not empty",  # config.yaml of this very run
@@ -137,6 +233,8 @@ def quiet() -> Iterator[None]:
     handlers = [handler for logger in loggers for handler in logger.handlers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=rf"(?s).*({_NOISE.pattern})")
+        if "SLURM_JOB_ID" not in os.environ:  # inside of a job it is advice, elsewhere it only says that Slurm is there
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
         for handler in handlers:
             handler.addFilter(_wanted)
         try:

@@ -33,10 +33,11 @@ def test_weights_are_bit_identical_with_and_without_callbacks(make_trainer):
     assert METRICS | {"zero_shot/val_acc"} <= set(trainer.callback_metrics)
 
 
-def test_the_law_would_catch_a_callback_that_draws_a_number(make_trainer):
+def test_the_law_would_catch_a_callback_that_moves_a_weight(make_trainer):
     class Meddler(ImageTextRetrieval):
         def on_validation_epoch_end(self, trainer, pl_module):
-            torch.rand(1)
+            with torch.no_grad():
+                next(pl_module.parameters()).add_(1e-7)
 
     alone, _, _ = run(make_trainer, [])
     meddled, _, _ = run(make_trainer, [Meddler()])

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lit_ssl.callbacks import (
     AugmentedViews,
     EmbeddingMap,
+    HealthGuard,
     LearningRate,
     NearestNeighbours,
     OnlineKNN,
@@ -23,6 +24,7 @@ from lit_ssl.callbacks import (
 def watchers():
     return [
         OnlineLinearProbe(every_n_steps=1),
+        HealthGuard(),
         OnlineKNN(),
         RepresentationMonitor(),
         AugmentedViews(every_n_epochs=1),
