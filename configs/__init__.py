@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-__all__ = ["find", "names"]
+__all__ = ["find", "names", "script"]
 
 _FOLDER = Path(__file__).parent
 
@@ -35,3 +35,15 @@ def find(layer: str) -> Path:
     close = difflib.get_close_matches(name, shipped, n=1) or [s for s in shipped if s.rpartition("/")[2] == name]
     hint = f"; did you mean {close[0]}?" if close else ""
     raise FileNotFoundError(f"no layer {layer!r}: neither a file nor one of {', '.join(shipped)}{hint}")
+
+
+def script(name: str) -> Path:
+    """The file of a shipped job script: ``slurm.sbatch`` or ``torchrun.sh``.
+
+    Raises:
+        FileNotFoundError: there is none of that name.
+    """
+    shipped = {path.name: path for path in (_FOLDER / "cluster").iterdir()}
+    if name not in shipped:
+        raise FileNotFoundError(f"no job script {name!r}; shipped are {', '.join(sorted(shipped))}")
+    return shipped[name]
