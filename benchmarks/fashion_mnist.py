@@ -22,8 +22,8 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -49,17 +49,33 @@ BACKBONE = {
 }
 VIEWS = SimCLRViews(scale=(0.4, 1.0), colour=(0.4, 0.4, 0.0, 0.0), strength=1.0)
 RATES = (2e-3, 4e-3, 8e-3)
+PROJECTOR = {"projector_hidden": 2048, "projector_dim": 128}  # of two layers, as in SimCLR, for all that have one
 
 # Each with the settings that held-out training images favoured; learning rates are tried below.
 METHODS: dict[str, Callable[..., SSLModule]] = {
-    "simclr": lambda **k: SimCLR(views=VIEWS, **k),
-    "simclr_hard": lambda **k: SimCLR(views=VIEWS, beta=1.0, tau_plus=0.1, **k),
+    "simclr": lambda **k: SimCLR(views=VIEWS, **PROJECTOR, **k),
+    "simclr_hard": lambda **k: SimCLR(views=VIEWS, beta=1.0, tau_plus=0.1, **PROJECTOR, **k),
     "moco": lambda **k: MoCo(views=VIEWS, queue_size=8192, momentum=0.99, **k),
-    "mae": lambda **k: MAE(views=MAEViews(scale=(0.4, 1.0)), **k),
-    "mcl": lambda **k: MCL(views=VIEWS, **k),
-    "fusion": lambda **k: Fusion(views=VIEWS, **k),
-    "vae": lambda **k: VAE(**k),
-    "lejepa": lambda **k: LeJEPA(views=VIEWS, **k),
+    "mae": lambda **k: MAE(
+        views=MAEViews(scale=(0.4, 1.0)), mask_ratio=0.5, mask_patch=7, mask_fill="noise", decoder="mlp", **k
+    ),
+    "mcl": lambda **k: MCL(views=VIEWS, mask_mode="independent", mask_ratio=0.25, projector_layers=2, **PROJECTOR, **k),
+    "fusion": lambda **k: Fusion(
+        views=VIEWS,
+        contrastive_weight=1.0,
+        reconstruction_weight=0.3,
+        denoising_weight=0.0,
+        mask_ratio=0.1,
+        norm_pix=False,
+        reconstruct_visible=True,
+        temperature=0.2,
+        decoder="mlp",
+        projector_layers=2,
+        **PROJECTOR,
+        **k,
+    ),
+    "vae": lambda **k: VAE(decoder="mlp", **k),
+    "lejepa": lambda **k: LeJEPA(views=VIEWS, projector_layers=2, **PROJECTOR, **k),
 }
 
 
@@ -169,11 +185,6 @@ class Results:
         return max(tried, key=lambda entry: entry["linear"])["lr"]
 
 
-def finished(futures: list[Future[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for future in as_completed(futures):
-        yield future.result()
-
-
 def table(kept: dict[str, Any], names: list[str]) -> str:
     lines = ["| encoder | kNN | linear probe | ten labels a class | learning rate: trial's linear probe |"]
     lines.append("|---|---|---|---|---|")
@@ -219,15 +230,16 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(a.threads)  # of the processes that are started now
     with ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn"), initializer=quiet) as pool:
         missing = [n for n in ("raw pixels", "untrained") if not results.has("baselines", method=n)]
-        for entry in finished([pool.submit(baseline, name, a.root) for name in missing]):
-            results.add("baselines", entry)
         wanted = [(name, lr) for lr in RATES for name in names if not results.has("trials", method=name, lr=lr)]
-        for entry in finished([pool.submit(trial, *w, a.trial_minutes, a.root, a.clock) for w in wanted]):
-            results.add("trials", entry)
+        pending = {pool.submit(baseline, name, a.root): "baselines" for name in missing}
+        pending |= {pool.submit(trial, *w, a.trial_minutes, a.root, a.clock): "trials" for w in wanted}
+        for future in as_completed(pending):
+            results.add(pending[future], future.result())
         left = [(name, seed) for seed in a.seeds for name in names if not results.has("runs", method=name, seed=seed)]
-        runs = [pool.submit(run, n, results.best(n), s, a.minutes, a.root, a.clock) for n, s in left]
-        for entry in finished(runs):
-            results.add("runs", entry)
+        for future in as_completed(
+            [pool.submit(run, n, results.best(n), s, a.minutes, a.root, a.clock) for n, s in left]
+        ):
+            results.add("runs", future.result())
     print(f"\nFashion-MNIST, {a.minutes:g} minutes ({a.clock} clock), {a.threads} thread(s), 60,000 / 10,000 images\n")
     print(table(results.kept, names))
 
