@@ -68,6 +68,7 @@ def test_the_run_file_holds_metrics_media_and_configuration(tmp_path, monkeypatc
         assert main(["fit", *args, *(f"--{key}={value}" for key, value in flags.items())]) == 0
     finally:
         wandb.finish()
+        wandb.teardown()  # its service writes on for a moment: wait until it has ended
 
     history, config, files = read(tmp_path)
     expected = {"train/loss", "val/loss", "lr", "time/images_per_s", "probe/train_acc", "probe/val_acc", "knn/val_acc"}
