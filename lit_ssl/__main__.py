@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 for a mistake in the arguments, configuration or data, told in one line on stderr; 1 for
-        a failure of the program, with its traceback; 130 when interrupted.
+        a failure of the program, with its traceback; 75 when the run gave way to a signal, after saving; 130 when
+        interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if traceback := "--traceback" in arguments:
