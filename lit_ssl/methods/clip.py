@@ -197,7 +197,7 @@ class CLIP(SSLModule):
     def _encode_text(self, captions: Sequence[str]) -> Tensor:
         """B captions to features (B, D); tokens are made here, on the host, and sent without waiting for the device."""
         if not captions:  # a rank without rows, which not every tokenizer takes
-            return torch.zeros(0, self.text.num_features, device=self.device, dtype=self.dtype)
+            return torch.zeros(0, self.text.num_features, device=self.device, dtype=self.logit_scale.dtype)
         tokens = self.text.tokenize(captions)
         return self.text({name: value.to(self.device, non_blocking=True) for name, value in tokens.items()})
 
