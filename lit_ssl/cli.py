@@ -78,6 +78,9 @@ class CLI(LightningCLI):
     """``fit | validate | test | predict`` for any method with any data module."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        every = self.subcommands()  # to build the parser of one takes a second: that of the one asked for is enough
+        asked = {name: skipped for name, skipped in every.items() if name == args[0]} if args else {}
+        self.subcommands = lambda: asked or every  # type: ignore[method-assign]
         super().__init__(
             SSLModule,
             LightningDataModule,

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback
 from torch.distributed.tensor import DTensor
 
 from lit_ssl.__main__ import main
-from lit_ssl.cli import CLI
 from lit_ssl.distributed import gather, world_size
 
 COMMON = ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
@@ -70,8 +69,6 @@ def values(rows, name):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    fit = CLI.subcommands()["fit"]
-    CLI.subcommands = staticmethod(lambda: {"fit": fit})  # to build the other subcommands' parsers takes seconds a fit
     for folder, arguments in json.loads(Path(sys.argv[1]).read_text()).items():
         own = ["--trainer.default_root_dir", folder, "--trainer.callbacks+", "fits.FinalState"]
         code = main(["--traceback", "fit", *arguments, *COMMON, *own])
