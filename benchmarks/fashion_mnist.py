@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,9 +29,8 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
-from wall_clock import CLOCKS, WallClock
+from wall_clock import CLOCKS, WallClock, bare_trainer
 
 import lit_ssl
 from lit_ssl import MAE, MCL, VAE, Fusion, LeJEPA, MoCo, SimCLR, SSLModule
@@ -87,19 +85,7 @@ def quiet() -> None:
 def train(method: SSLModule, data: FashionMNIST, minutes: float, clock: str) -> dict[str, float]:
     wall = CLOCKS["wall"]()
     limit = WallClock(minutes * 60, clock=clock)
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            max_epochs=100_000,
-            accelerator="cpu",
-            devices=1,
-            callbacks=[limit],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-        ).fit(method, data)
+    bare_trainer(callbacks=[limit]).fit(method, data)
     return {"steps": limit.steps, "wall_minutes": (CLOCKS["wall"]() - wall) / 60}
 
 

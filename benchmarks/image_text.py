@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -29,8 +28,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.pytorch import Trainer
-from wall_clock import CLOCKS, WallClock
+from wall_clock import CLOCKS, WallClock, bare_trainer
 
 import lit_ssl
 from lit_ssl import CLIP, SSLModule
@@ -68,19 +66,7 @@ def emoji(folder: str, seed: int) -> ImageDataModule:
 def train(method: SSLModule, data: ImageDataModule, seconds: float, clock: str) -> int:
     """Optimizer steps taken."""
     limit = WallClock(seconds, clock=clock)
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            max_epochs=100_000,
-            accelerator="cpu",
-            devices=1,
-            callbacks=[limit],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-        ).fit(method, data)
+    bare_trainer(callbacks=[limit]).fit(method, data)
     return limit.steps
 
 

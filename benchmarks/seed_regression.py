@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import statistics
-import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,8 +33,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from wall_clock import bare_trainer
 
 from lit_ssl import Fusion, ImageSpec
 from lit_ssl.datamodules import MNIST, ImageTensors
@@ -111,18 +110,7 @@ def encoder(chosen: Setting | None, data: MNIST, seed: int, epochs: int, acceler
     if chosen is None:
         method.configure_model()
         return method
-    with tempfile.TemporaryDirectory() as folder:
-        Trainer(
-            max_epochs=epochs,
-            accelerator=accelerator,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-        ).fit(method, data)
+    bare_trainer(epochs, accelerator).fit(method, data)
     return method.to("cuda" if accelerator == "gpu" else "cpu")
 
 

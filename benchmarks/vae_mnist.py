@@ -19,7 +19,6 @@ import argparse
 import json
 import logging
 import platform
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from typing import Any
 import lightning
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
 from torch import Tensor
-from wall_clock import CLOCKS, WallClock
+from wall_clock import CLOCKS, WallClock, bare_trainer
 
 import lit_ssl
 from lit_ssl import VAE
@@ -78,23 +76,11 @@ def run(
     data.train_set, data.val_set = train, held
     method = VAE(**RECIPE, iwae_samples=samples, **options)
     limit, wall = WallClock(minutes * 60, clock=clock), CLOCKS["wall"]()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            max_epochs=100_000,
-            accelerator="cpu",
-            devices=1,
-            callbacks=[limit],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=folder,
-        )
-        trainer.fit(method, data)
-        wall = (CLOCKS["wall"]() - wall) / 60
-        trainer.limit_val_batches = 1.0
-        (found,) = trainer.validate(method, data, verbose=False)
+    trainer = bare_trainer(callbacks=[limit])
+    trainer.fit(method, data)
+    wall = (CLOCKS["wall"]() - wall) / 60
+    trainer.limit_val_batches = 1.0
+    (found,) = trainer.validate(method, data, verbose=False)
     bounds = {name.removeprefix("val/"): value for name, value in found.items() if name != "val/loss"}
     if samples:
         bounds[f"iwae_{samples}"] = bounds.pop("iwae")

@@ -1,4 +1,4 @@
-"""A budget in time for the benchmarks of this folder."""
+"""What the trainings of this folder share: a trainer, and a budget in time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-__all__ = ["CLOCKS", "WallClock"]
+__all__ = ["CLOCKS", "WallClock", "bare_trainer"]
 
 CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 """Clocks by name, in seconds: the time that goes by, and the time that this process computes, all threads together."""
@@ -46,3 +46,18 @@ class WallClock(Callback):
         self.steps = trainer.global_step
         if self.now() - self.start >= self.seconds:
             trainer.should_stop = True
+
+
+def bare_trainer(max_epochs: int = 100_000, accelerator: str = "cpu", **options: Any) -> Trainer:
+    """A trainer on one device that neither validates nor leaves anything on disk or screen."""
+    return Trainer(
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        **options,
+    )

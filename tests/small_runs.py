@@ -2,6 +2,8 @@
 
 import csv
 
+from lit_ssl.__main__ import main
+
 SMALL = [
     "--model.backbone=convnet",
     "--data.batch_size=32",
@@ -26,3 +28,13 @@ def metrics(folder):
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [row[name] for row in rows if row[name]] for name in rows[0]}
+
+
+def failure(capsys, *args):
+    """What a mistaken command says; it must be one line and exit code 2."""
+    capsys.readouterr()
+    assert main(list(args)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("lit-ssl: error: ")
+    return lines[0]

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import yaml
-from small_runs import FIT, SMALL
+from small_runs import FIT, SMALL, failure
 
 from lit_ssl.__main__ import main
 
@@ -18,16 +18,6 @@ def _own_folder(tmp_path, monkeypatch):
 def composed(capsys, *args):
     assert main(["fit", *args, "--print_config"]) == 0
     return capsys.readouterr().out
-
-
-def failure(capsys, *args):
-    """What a mistaken command says; it must be one line and exit code 2."""
-    capsys.readouterr()
-    assert main(list(args)) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("lit-ssl: error: ")
-    return lines[0]
 
 
 # Composition

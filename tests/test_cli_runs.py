@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small_runs import EVALUATION, FIT, metrics
+from small_runs import EVALUATION, FIT, failure, metrics
 
 from lit_ssl.__main__ import main
 
@@ -26,16 +26,6 @@ def fitted(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def failure(capsys, *args):
-    """What a mistaken command says; it must be one line and exit code 2."""
-    capsys.readouterr()
-    assert main(list(args)) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("lit-ssl: error: ")
-    return lines[0]
 
 
 # What runs leave

@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Callback
 
 from lit_ssl.checkpoint import load
@@ -70,14 +69,3 @@ def ending(folder):
     state = load(path)
     probe = next(values for name, values in state["callbacks"].items() if name.startswith("OnlineLinearProbe"))
     return [state["global_step"], state["state_dict"], state["optimizer_states"], state["lr_schedulers"], probe]
-
-
-def same(one, other):
-    """Equality of nested states, tensors bit by bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other

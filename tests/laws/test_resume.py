@@ -9,6 +9,7 @@ import torch
 from fits import COMMON
 from lightning.pytorch import Callback, Trainer
 from methods import METHODS
+from states import same
 
 from lit_ssl import SimCLR
 from lit_ssl.__main__ import main
@@ -21,17 +22,6 @@ DROPOUT = {
     "backbone": "vit_tiny_patch16_224",
     "backbone_options": {"embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.2, "drop_path_rate": 0.2},
 }
-
-
-def same(one, other):
-    """Equality of nested states, tensors bit by bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def ending(folder):

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from jobs import EPOCH, RUN, ending, environment, rows, same, step, wait_for
+from jobs import EPOCH, RUN, ending, environment, rows, step, wait_for
+from states import same
 
 from lit_ssl import configs
 

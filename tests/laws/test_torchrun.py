@@ -6,7 +6,8 @@ import signal
 import subprocess
 
 import pytest
-from jobs import EPOCH, RUN, ending, environment, rows, same, step, wait_for
+from jobs import EPOCH, RUN, ending, environment, rows, step, wait_for
+from states import same
 
 from lit_ssl import configs
 
