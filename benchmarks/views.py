@@ -1,11 +1,18 @@
-"""How many images a second become pairs of SimCLR views, on one CPU thread, from uint8 in memory.
+"""How many images a second become views, from uint8 in memory, on one CPU thread and on two.
 
     python benchmarks/views.py --json views.json
 
-Against lightly's ``SimCLRTransform`` (PIL images, one by one) and torchvision's v2 transforms (tensors, one by one),
-with the same operations and probabilities. All three take turns in every round, so that whatever else the machine does
-hits all alike. 32 pixels without blur, as for CIFAR, and 224 pixels with blur at 0.5; colours at full strength in both.
-In the same run the distributions of the pixels that come out are compared.
+- ``32``: two SimCLR views at 32 pixels without blur, as for CIFAR, colours at full strength;
+- ``224``: the same at 224 pixels, with blur at 0.5;
+- ``multicrop``: DINO's two views at 224 and six at 96, with its blur and solarization;
+- ``mae_224``: one random resized crop and a flip.
+
+Against lightly's transforms (PIL images, one by one), torchvision's v2 transforms (tensors, one by one) and kornia's
+(a batch at once), with the same operations and probabilities. lightly resizes bicubically for DINO and MAE; we always
+do so bilinearly, with antialiasing. All take turns in every round, so that whatever else the machine does hits all
+alike. ``..._2threads``: two threads for those that take a batch; for the others two worker processes of a
+``DataLoader``, each with one thread, which is how they are meant to be run. In the same run the distributions of the
+pixels that come out are compared.
 """
 
 from __future__ import annotations
@@ -16,30 +23,87 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from lit_ssl import ImageSpec
 from lit_ssl.random import sample_key
-from lit_ssl.views import SimCLRViews
+from lit_ssl.views import MAEViews, MultiCropViews, SimCLRViews, View
 
 try:
-    from lightly.transforms import SimCLRTransform
+    import kornia.augmentation as K
+    from lightly.transforms import DINOTransform, MAETransform, SimCLRTransform
 except ImportError as error:
-    sys.exit(f"benchmarks/views.py compares with lightly: pip install -r benchmarks/requirements.txt ({error})")
+    sys.exit(f"benchmarks/views.py has to have its peers: pip install -r benchmarks/requirements.txt ({error})")
 
-BATCH = {32: 512, 224: 32}  # images a call of lit_ssl
-SINGLES = {32: 48, 224: 6}  # images a round of those that go one by one
-POOL = {32: 1024, 224: 96}  # images whose views' pixels are compared
-BLUR = {32: 0.0, 224: 0.5}
 BINS = 64
+PACKAGES = ("torch", "torchvision", "lightly", "kornia", "lit-ssl")
+Views = list[Tensor]
 
-Pairs = Callable[[Tensor, int], list[Tensor]]  # uint8 (B, 3, S, S) and a number to draw by, to two (B, 3, S, S)
+
+@dataclass(frozen=True)
+class Look:
+    """One view as torchvision and kornia have it: as :class:`lit_ssl.views.Recipe`, with its size."""
+
+    size: int
+    scale: tuple[float, float]
+    colour: tuple[float, float, float, float] | None = None
+    blur: float = 0.0
+    solarize: float = 0.0
+
+
+def simclr(size: int, blur: float) -> list[Look]:
+    return [Look(size, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), blur)] * 2
+
+
+DINO_COLOUR = (0.4, 0.4, 0.2, 0.1)
+DINO = [Look(224, (0.4, 1.0), DINO_COLOUR, 1.0), Look(224, (0.4, 1.0), DINO_COLOUR, 0.1, 0.2)]
+DINO += [Look(96, (0.05, 0.4), DINO_COLOUR, 0.5)] * 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: images of ``size``, ``batch`` for those that take a batch, ``singles`` for those that do not."""
+
+    size: int
+    batch: int
+    singles: int
+    views: View
+    lightly: Callable[[], Callable[[Any], Any]]
+    looks: list[Look]
+
+
+CASES = {
+    "32": Case(
+        *(32, 512, 48),
+        SimCLRViews(strength=1.0, blur=0.0),
+        lambda: SimCLRTransform(input_size=32, cj_strength=1.0, gaussian_blur=0.0, normalize=None),
+        simclr(32, 0.0),
+    ),
+    "224": Case(
+        *(224, 32, 6),
+        SimCLRViews(),
+        lambda: SimCLRTransform(input_size=224, cj_strength=1.0, gaussian_blur=0.5, normalize=None),
+        simclr(224, 0.5),
+    ),
+    "multicrop": Case(224, 16, 4, MultiCropViews(local_views=6), lambda: DINOTransform(normalize=None), DINO),
+    "mae_224": Case(
+        224,
+        64,
+        24,
+        MAEViews(),
+        lambda: MAETransform(normalize={"mean": [0] * 3, "std": [1] * 3}),
+        [Look(224, (0.2, 1))],
+    ),
+}
 
 
 def images(count: int, size: int) -> Tensor:
@@ -57,86 +121,131 @@ def images(count: int, size: int) -> Tensor:
     return (255 * torch.sigmoid(1.2 * field)).round().to(torch.uint8)
 
 
-def ours(size: int) -> Pairs:
-    views, spec = SimCLRViews(strength=1.0, blur=BLUR[size]), ImageSpec(size)
-
-    def pairs(image: Tensor, number: int) -> list[Tensor]:
-        return views(image, sample_key(number, 0, torch.arange(len(image))), spec, torch.float32)
-
-    return pairs
+def ours(case: Case) -> Callable[[Tensor, int], Views]:
+    spec = ImageSpec(case.size)
+    return lambda image, n: case.views(image, sample_key(n, 0, torch.arange(len(image))), spec, torch.float32)
 
 
-def lightlys(size: int) -> Pairs:
-    transform = SimCLRTransform(input_size=size, cj_strength=1.0, gaussian_blur=BLUR[size], normalize=None)
-    to_pil = v2.ToPILImage()
+def kornias(case: Case) -> Callable[[Tensor, int], Views]:
+    def of(look: Look) -> Any:
+        side, taps = look.size, 2 * max(1, look.size // 20) + 1
+        return torch.nn.Sequential(
+            K.RandomResizedCrop((side, side), scale=look.scale),
+            K.RandomHorizontalFlip(p=0.5),
+            *([K.ColorJitter(*look.colour, p=0.8), K.RandomGrayscale(p=0.2)] if look.colour else []),
+            *([K.RandomGaussianBlur((taps, taps), (0.1, 2.0), p=look.blur)] if look.blur else []),
+            *([K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=look.solarize)] if look.solarize else []),
+        )
 
-    def pairs(image: Tensor, number: int) -> list[Tensor]:
-        torch.manual_seed(number)
-        both = [transform(to_pil(one)) for one in image]
-        return [torch.stack(views) for views in zip(*both, strict=True)]
+    views = [of(look) for look in case.looks]
 
-    return pairs
+    def make(image: Tensor, n: int) -> Views:
+        torch.manual_seed(n)
+        with torch.no_grad():
+            image = image.to(torch.float32) / 255
+            return [view(image) for view in views]
 
-
-def torchvisions(size: int) -> Pairs:
-    steps = [
-        v2.RandomResizedCrop(size, scale=(0.08, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(0.5),
-        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
-        v2.RandomGrayscale(0.2),
-        *([v2.RandomApply([v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))], BLUR[size])] if BLUR[size] else []),
-        v2.ToDtype(torch.float32, scale=True),
-    ]
-    transform = v2.Compose(steps)
-
-    def pairs(image: Tensor, number: int) -> list[Tensor]:
-        torch.manual_seed(number)
-        return [torch.stack([transform(one) for one in image]) for _ in range(2)]
-
-    return pairs
+    return make
 
 
-LIBRARIES: dict[str, Callable[[int], Pairs]] = {"lit_ssl": ours, "lightly": lightlys, "torchvision": torchvisions}
+def torchvision_transform(case: Case) -> Callable[[Tensor], Views]:
+    def of(look: Look) -> Any:
+        taps = 2 * max(1, look.size // 20) + 1
+        colour = [v2.RandomApply([v2.ColorJitter(*look.colour)], 0.8), v2.RandomGrayscale(0.2)] if look.colour else []
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(look.size, scale=look.scale, antialias=True),
+                v2.RandomHorizontalFlip(0.5),
+                *colour,
+                *([v2.RandomApply([v2.GaussianBlur(taps, (0.1, 2.0))], look.blur)] if look.blur else []),
+                *([v2.RandomSolarize(128, look.solarize)] if look.solarize else []),
+                v2.ToDtype(torch.float32, scale=True),
+            ]
+        )
+
+    views = [of(look) for look in case.looks]
+    return lambda image: [view(image) for view in views]
 
 
-def speeds(size: int, rounds: int) -> dict[str, list[float]]:
+class Transformed(torch.utils.data.Dataset[Views]):
+    """A data set of ``images`` through a transform; for lightly, whose transforms take PIL images, of those."""
+
+    def __init__(self, images: Tensor, transform: Callable[[Any], Any], pil: bool) -> None:
+        self.images, self.transform = images, transform
+        self.before = v2.ToPILImage() if pil else lambda image: image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Views:
+        return list(self.transform(self.before(self.images[i])))
+
+
+def one_by_one(transform: Callable[[Any], Any], pil: bool, threads: int) -> Callable[[Tensor, int], Views]:
+    loaders: dict[int, Any] = {}
+
+    def make(image: Tensor, n: int) -> Views:
+        torch.manual_seed(n)
+        data = Transformed(image, transform, pil)
+        if threads == 1:
+            return [torch.stack(view) for view in zip(*(data[i] for i in range(len(data))), strict=True)]
+        loader = loaders.setdefault(
+            len(image), DataLoader(data, batch_size=-(-len(image) // 4), num_workers=threads, persistent_workers=True)
+        )
+        return [torch.cat(view) for view in zip(*loader, strict=True)]
+
+    return make
+
+
+def makers(case: Case, threads: int) -> dict[str, Callable[[Tensor, int], Views]]:
+    return {
+        "lit_ssl": ours(case),
+        "lightly": one_by_one(case.lightly(), True, threads),
+        "torchvision": one_by_one(torchvision_transform(case), False, threads),
+        "kornia": kornias(case),
+    }
+
+
+def speeds(case: Case, rounds: int, threads: int) -> dict[str, list[float]]:
     """Images a second of each library in each round, after a round that is not counted."""
-    pool = images(BATCH[size], size)
-    makers = {name: make(size) for name, make in LIBRARIES.items()}
-    result: dict[str, list[float]] = {name: [] for name in makers}
+    pool, made = images(case.batch, case.size), makers(case, threads)
+    result: dict[str, list[float]] = {name: [] for name in made}
     for number in range(-1, rounds):
-        for name, pairs in makers.items():
-            image = pool if name == "lit_ssl" else pool[: SINGLES[size]]
-            calls = 3 if name == "lit_ssl" else 1
+        for name, make in made.items():
+            single = name in ("lightly", "torchvision")
+            image = pool[: case.singles * threads] if single else pool
+            calls = 2 if name == "lit_ssl" else 1
             begin = time.perf_counter()
             for call in range(calls):
-                pairs(image, 10 * number + call + 10)
+                make(image, 10 * number + call + 10)
             elapsed = time.perf_counter() - begin
             if number >= 0:
                 result[name].append(calls * len(image) / elapsed)
     return result
 
 
-def distributions(size: int) -> tuple[dict[str, tuple[float, float, Tensor]], dict[str, Tensor]]:
-    """Mean, standard deviation and histogram of the pixels of each library's views; and of a second draw of each."""
-    pool = images(POOL[size], size)
-    once, again = {}, {}
-    for name, make in LIBRARIES.items():
-        pairs = make(size)
-        first, second = torch.cat(pairs(pool, 1)), torch.cat(pairs(pool, 2))
-        once[name] = (first.mean().item(), first.std().item(), histogram(first))
-        again[name] = histogram(second)
-    return once, again
-
-
-def histogram(x: Tensor) -> Tensor:
-    """Shares of the pixels in 64 equal bins, each channel on its own: (3, 64)."""
-    return torch.stack([torch.histc(channel, BINS, 0, 1) / channel.numel() for channel in x.unbind(1)])
+def shares(views: Views) -> Tensor:
+    """Shares of the views' pixels in 64 equal bins, each channel on its own: (3, 64)."""
+    channels = torch.cat([view.transpose(0, 1).flatten(1) for view in views], dim=1)
+    return torch.stack([torch.histc(channel, BINS, 0, 1) / channel.numel() for channel in channels])
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Half of the sum of absolute differences (total variation, 0 to 1), averaged over channels."""
     return ((a - b).abs().sum(1) / 2).mean().item()
+
+
+def same_work(name: str, case: Case) -> Iterator[str]:
+    """Rows of a table: shapes of the views, and how far the distributions of their pixels are from ours."""
+    pool = images(1024 if case.size == 32 else 48, case.size)
+    made = makers(case, 1)
+    mine = made["lit_ssl"](pool, 1)
+    for library, make in made.items():
+        views = make(pool, 2)
+        assert [view.shape for view in views] == [view.shape for view in mine], library
+        pixels = torch.cat([view.flatten() for view in views])
+        to_ours = distance(shares(views), shares(mine))
+        yield f"| {name} | {library} | {pixels.mean():.4f} | {pixels.std():.4f} | {to_ours:.4f} |"
 
 
 def machine() -> str:
@@ -145,45 +254,40 @@ def machine() -> str:
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "lightly", "lit-ssl"))
-    return f"{cpu}, one thread; Python {platform.python_version()}, {packages}"
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{cpu}; Python {platform.python_version()}, {packages}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write images a second of each size and library here")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each is timed (default: 9)")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
-    torch.set_num_threads(1)
-    print(f"{machine()}; median of {arguments.rounds} rounds, [least, greatest]\n", flush=True)
-
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--threads", nargs="+", type=int, choices=[1, 2], default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7, help="how often each is timed (default: 7)")
+    parser.add_argument("--json", type=Path, help="write images a second of each case and library here")
+    a = parser.parse_args()
+    if a.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {a.rounds}")
+    print(f"{machine()}; median of {a.rounds} rounds, [least, greatest]\n", flush=True)
     medians: dict[str, dict[str, float]] = {}
     print("| views | library | images/s | ratio of lit_ssl, median of rounds |\n|---|---|---|---|")
-    for size in (32, 224):
-        rates = speeds(size, arguments.rounds)
-        medians[str(size)] = {name: statistics.median(rate) for name, rate in rates.items()}
-        for name, rate in rates.items():
-            ratio = statistics.median(a / b for a, b in zip(rates["lit_ssl"], rate, strict=True))
-            kind = f"{size} px, {f'blur {BLUR[size]}' if BLUR[size] else 'no blur'}"
-            median, low, high = statistics.median(rate), min(rate), max(rate)
-            print(f"| {kind} | {name} | {median:,.0f} [{low:,.0f}, {high:,.0f}] | {ratio:.1f} |", flush=True)
-
-    print("\nPixels of the views; histogram distance is total variation over 64 bins, from 0 to 1\n")
-    print(
-        "| views | library | mean | std | to lit_ssl | to torchvision | to itself, drawn again |\n" + "|---" * 7 + "|"
-    )
-    for size in (32, 224):
-        once, again = distributions(size)
-        for name, (mean, std, shares) in once.items():
-            to = [distance(shares, once[other][2]) for other in ("lit_ssl", "torchvision")]
-            own = distance(shares, again[name])
-            print(
-                f"| {size} px | {name} | {mean:.4f} | {std:.4f} | {to[0]:.4f} | {to[1]:.4f} | {own:.4f} |", flush=True
-            )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(medians, indent=2) + "\n")
+    for threads in a.threads:
+        torch.set_num_threads(threads)
+        for name in a.cases:
+            rates = speeds(CASES[name], a.rounds, threads)
+            case = name if threads == 1 else f"{name}_{threads}threads"
+            medians[case] = {library: statistics.median(rate) for library, rate in rates.items()}
+            for library, rate in rates.items():
+                ratio = statistics.median(x / y for x, y in zip(rates["lit_ssl"], rate, strict=True))
+                spread = f"{medians[case][library]:,.1f} [{min(rate):,.1f}, {max(rate):,.1f}]"
+                print(f"| {case} | {library} | {spread} | {ratio:.1f} |", flush=True)
+    torch.set_num_threads(1)
+    print("\nPixels of the views; distance is total variation over 64 bins, 0 to 1 (of lit_ssl: to a second draw)\n")
+    print("| views | library | mean | std | distance to lit_ssl |\n|---|---|---|---|---|")
+    for name in a.cases:
+        for row in same_work(name, CASES[name]):
+            print(row, flush=True)
+    if a.json:
+        a.json.write_text(json.dumps(medians, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from .captioned_shapes import CaptionedShapes
 from .dataset import ImageTensors, Loader, outlast_signals
-from .image_files import CorruptImageError, ImageFiles, decode
+from .decoding import decode
+from .image_files import CorruptImageError, ImageFiles
 from .image_folder import ImageFolder
 from .image_text import ImageText
 from .module import ImageDataModule

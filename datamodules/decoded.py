@@ -33,7 +33,7 @@ def held_out(names: Sequence[str], fraction: float) -> set[str]:
 
 
 class DecodedImages(ImageDataModule):
-    """Base of data modules that decode files: to their central square of ``load_size`` pixels, by several processes.
+    """Base of data modules that decode files, by several processes: see :class:`~lit_ssl.datamodules.ImageFolder`.
 
     Args:
         root, batch_size, num_workers, seed, views, image_size: see :class:`ImageDataModule`.

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_ssl.views import Batch
+from lit_ssl.views.groups import Group
 
-__all__ = ["EXTENSIONS", "CorruptImageError", "ImageFiles", "decode", "find_images", "report_broken"]
+from .decoding import CropPlan, Decoded, decode_opened, stacked
+
+__all__ = ["EXTENSIONS", "CorruptImageError", "ImageFiles", "find_images", "report_broken"]
 
 EXTENSIONS = tuple(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())  # noqa: SIM905
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_TOGETHER = 32  # files that are open at a time, whose crops are drawn in one go
 _WORKER_PREFIX = f"{__name__}.CorruptImageError: "
 
 
@@ -78,41 +83,6 @@ def find_images(root: Path) -> list[str]:
     return sorted(walk(str(root), "", frozenset()))
 
 
-def decode(file: str | os.PathLike[str] | BinaryIO, size: int, channels: int) -> Tensor:
-    """An image file as uint8 (channels, size, size): its central square, resampled (bicubic, antialiased).
-
-    Upright by its EXIF orientation. 16-bit gray is scaled to 8 bits, and 32-bit integer gray is taken as 16-bit, as
-    Pillow has it; 32-bit float gray as 0 to 255; transparent pixels show white, unless ``channels`` is 4; an animation
-    gives its first frame.
-
-    Args:
-        file: its path, or the open file.
-        size: height and width of the result, in pixels; smaller images are enlarged.
-        channels: 1 gray, 3 RGB, 4 RGBA.
-
-    Raises:
-        Exception: whatever Pillow raises on a file that it cannot decode in full.
-    """
-    with Image.open(file) as opened:
-        if opened.format == "JPEG":
-            opened.draft(None, (2 * size, 2 * size))  # a half, quarter or eighth, where enough is left
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):
-            deep = np.asarray(image).astype(np.float64).clip(0, 65535)
-            image = Image.fromarray(np.rint(deep / 257).astype(np.uint8))
-        elif image.mode == "F":
-            image = Image.fromarray(np.rint(np.nan_to_num(np.asarray(image)).clip(0, 255)).astype(np.uint8))
-        if channels != 4 and (image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert(_MODES[channels])
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
-
-
 class ImageFiles(Dataset[Batch]):
     """Images decoded from files when they are asked for.
 
@@ -132,6 +102,8 @@ class ImageFiles(Dataset[Batch]):
         substitute: see above.
         found: how many broken samples were left out before, which count as well.
     """
+
+    plan: CropPlan | None = None  # of what `cropped` gives
 
     def __init__(
         self,
@@ -176,38 +148,72 @@ class ImageFiles(Dataset[Batch]):
         """The files that could not be decoded so far."""
         return [self.path(i) for i in self._broken.nonzero().flatten().tolist()]
 
-    def _read(self, i: int) -> Tensor | None:
-        try:
-            return decode(self.source(i), self.size, self.channels)
-        except Exception as error:  # Pillow's decoders raise nearly anything
-            if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError | PermissionError):
-                raise  # the disk or the network failed, not this file: another time it would be read
-            if not self.root.is_dir():
-                raise FileNotFoundError(
-                    f"the folder {self.root.absolute()} is gone, in the middle of the run: bring it back (is its disk "
-                    "still mounted?); the run resumes with --ckpt_path last"
-                ) from error
-            reason = f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
-        if not self._broken[i]:
-            self._broken[i] = True
-            count = self.found + int(self._broken.sum())
-            if count > self.max_corrupt:
-                self._broken[i] = False
-            report_broken([reason], count, self.max_corrupt)
-        return None
+    def cropped(self, groups: Sequence[Group], seed: int) -> ImageFiles:
+        """The same files, whose batches also hold the crops of views: ``crops/…``, see :mod:`lit_ssl.views.batch`.
 
-    def _row(self, i: int) -> tuple[Tensor, int]:
-        """Image ``i`` and its index, or what stands in its place."""
-        for place in range(i, i + len(self)) if self.substitute else [i]:
-            image = self._read(place % len(self))
-            if image is not None:
-                return image, place % len(self)
-        if self.substitute:
+        They are those that the key of (seed, epoch, index) draws, index being that of the image which is there in the
+        end. So ``__getitems__`` takes pairs (epoch, index). Bare indices, of samplers that know no epoch, get no crops.
+        """
+        other = copy.copy(self)
+        other.plan = CropPlan(tuple(groups), seed)
+        return other
+
+    def _report(self, i: int, error: Exception) -> None:
+        """Reports that image ``i`` cannot be decoded, if it is the file that is to blame."""
+        if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError | PermissionError):
+            raise error  # the disk or the network failed, not this file: another time it would be read
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"the folder {self.root.absolute()} is gone, in the middle of the run: bring it back (is its disk "
+                "still mounted?); the run resumes with --ckpt_path last"
+            ) from error
+        if self._broken[i]:
+            return
+        self._broken[i] = True
+        count = self.found + int(self._broken.sum())
+        if count > self.max_corrupt:
+            self._broken[i] = False
+        reason = f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
+        report_broken([reason], count, self.max_corrupt)
+
+    def _read(self, indices: Sequence[int], epoch: int | None) -> dict[int, Decoded]:
+        """By index, those of some images that can be decoded; with crops if there is an epoch."""
+        read = {}
+        with ExitStack() as stack:
+            opened = {}
+            for i in dict.fromkeys(indices):
+                try:
+                    opened[i] = stack.enter_context(Image.open(self.source(i)))
+                except Exception as error:  # Pillow raises nearly anything
+                    self._report(i, error)
+            sizes = {i: image.size[::-1] for i, image in opened.items()}
+            crops = {} if self.plan is None or epoch is None else self.plan.draw(epoch, sizes)
+            for i, image in opened.items():
+                try:
+                    with closing(image):  # and its pixels freed, before the next one is decoded
+                        read[i] = decode_opened(image, self.size, self.channels, crops.get(i))
+                except Exception as error:
+                    self._report(i, error)
+        return read
+
+    def _rows(self, indices: Sequence[int], epoch: int | None) -> list[tuple[int, Decoded]]:
+        """Images with their indices, or what stands in their places."""
+        rows: list[tuple[int, Decoded] | None] = [None] * len(indices)
+        due = {row: i for row, i in enumerate(indices) if i >= 0}  # the file to read next
+        for _ in range(len(self) if self.substitute else 1):
+            read = self._read([*due.values()], epoch)
+            rows = [(due[row], read[due[row]]) if due.get(row) in read else found for row, found in enumerate(rows)]
+            due = {row: (i + 1) % len(self) for row, i in due.items() if i not in read}
+            if not due:
+                break
+        if due and self.substitute:
             raise CorruptImageError(f"not one of the {len(self)} files of {self.root} can be decoded")
-        return self._blank(), -1
+        return [(-1, self._blank(epoch is not None)) if row is None else row for row in rows]
 
-    def _blank(self) -> Tensor:
-        return torch.zeros(self.channels, self.size, self.size, dtype=torch.uint8)
+    def _blank(self, with_crops: bool) -> Decoded:
+        sizes = self.plan.sizes if self.plan is not None and with_crops else []
+        square, *crops = (np.zeros((self.channels, *size), np.uint8) for size in ((self.size, self.size), *sizes))
+        return square, crops
 
     def __getitem__(self, i: int) -> Batch:
         """One sample: ``image`` uint8 (C, size, size), ``label`` and ``index`` int64 scalars."""
@@ -215,9 +221,20 @@ class ImageFiles(Dataset[Batch]):
             raise IndexError(f"index {i} is out of range for {len(self)} images")
         return {name: rows[0] for name, rows in self.__getitems__([i]).items()}
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch: ``image`` uint8 (B, C, size, size), ``label`` and ``index`` int64 (B,); -1 is a padding row."""
-        rows = [(self._blank(), -1) if i < 0 else self._row(i) for i in indices]
-        index = torch.tensor([i for _, i in rows], dtype=torch.int64)
+    def __getitems__(self, indices: Sequence[Any]) -> Batch:
+        """A batch: ``image`` uint8 (B, C, size, size), ``label`` and ``index`` int64 (B,); -1 is a padding row.
+
+        Args:
+            indices: integers, or pairs of the epoch (one for all) and an integer, see :meth:`cropped`.
+        """
+        epoch = None
+        if isinstance(indices[0], tuple):
+            (epoch, *_), indices = zip(*indices, strict=True)
+        parts = [indices[start : start + _TOGETHER] for start in range(0, len(indices), _TOGETHER)]
+        rows = [row for part in parts for row in self._rows(part, epoch)]
+        index = torch.tensor([i for i, _ in rows], dtype=torch.int64)
         label = torch.where(index < 0, -1, self.labels[index.clamp(min=0)])
-        return {"image": torch.stack([image for image, _ in rows]), "label": label, "index": index}
+        batch = {"image": stacked([square for _, (square, _) in rows]), "label": label, "index": index}
+        if self.plan is not None and epoch is not None:
+            batch |= self.plan.entries([crops for _, (_, crops) in rows])
+        return batch

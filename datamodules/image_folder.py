@@ -25,8 +25,15 @@ class ImageFolder(DecodedImages):
     images whose paths have the smallest hashes. That choice is the same in every run, on every machine, and adding
     files hardly changes it.
 
-    Files are decoded when needed (see :func:`~lit_ssl.datamodules.decode` for modes, orientation and transparency) to
-    their central square of ``load_size`` pixels; views and clean images are made from that on the device.
+    Files are decoded when needed (see :func:`~lit_ssl.datamodules.decode` for modes, orientation and transparency),
+    each once for all views. The process that decodes also crops, mirrors and resizes (bilinear, antialiased, as
+    torchvision's ``RandomResizedCrop``) what each view shows, from the whole upright image at its full resolution: a
+    JPEG is decoded at a half, a quarter or an eighth only where every crop then still has as many pixels as its view.
+    Colours, blur and the like follow on the device, in batches. Clean images are made from the central square of
+    ``load_size`` pixels, which is ``image`` in a batch; so are the views of callables of one's own, which alone know
+    what they crop.
+
+    Crops are drawn as all else, by (seed, epoch, index): neither workers nor processes nor a resume change them.
 
     Args:
         root: the folder. Hidden files and files that are not images are left out.
@@ -34,7 +41,7 @@ class ImageFolder(DecodedImages):
         num_workers: decoding processes per loader; None takes one per core, 8 at most, shared among the processes of a
             machine.
         image_size: height and width of views and clean images; None is 224.
-        load_size: side of the decoded square; default 8/7 of ``image_size``, as 256 is to 224.
+        load_size: side of the central square; default 8/7 of ``image_size``, as 256 is to 224.
         channels: 1 (gray), 3 (RGB; default) or 4 (RGBA); every file is converted.
         labels: ``folder``: the first-level sub-folder is the class; images outside of any have none. ``none``: no
             labels. ``auto`` (default): ``folder`` if there are at least two sub-folders with images.

@@ -90,7 +90,8 @@ class ImageText(DecodedImages):
     on any number of processes and workers, and a resume in mid-epoch that reads nothing again. A stream shuffles within
     a buffer, and its order depends on how many read it.
 
-    Training takes one of an image's captions for each sample and epoch, by key; evaluation the first.
+    Training takes one of an image's captions for each sample and epoch, by key; evaluation the first. Images are
+    decoded and cropped as those of :class:`~lit_ssl.datamodules.ImageFolder`.
 
     A bad row (no or an empty caption, bytes that are no UTF-8, another number of columns than the header, a label or
     split at odds with an earlier row of the image) and an image that is missing or cannot be decoded are reported with

@@ -17,8 +17,11 @@ from lit_ssl.checks import check_integer
 from lit_ssl.random import reseed, resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import Batch, View, as_batch, with_keys, with_text, with_views
+from lit_ssl.views.batch import CROPS
+from lit_ssl.views.groups import Group, groups_of
 
 from .dataset import Loader, check_labels, collate, outlast_signals
+from .image_files import ImageFiles
 from .sampler import ShardedSampler
 
 __all__ = ["ImageDataModule"]
@@ -28,7 +31,8 @@ class ImageDataModule(LightningDataModule):
     """Serves batches as dicts (``image``, ``label``, ``index``, ``key``, ``views``, with captions also ``text``; see
     :mod:`lit_ssl.views`).
 
-    The views are made on the device, by the ``views`` given here or else by those of the module in training. To serve
+    The views are made on the device, by the ``views`` given here or else by those of the module in training; what they
+    crop is cut out by the loader, where that decodes files (:class:`ImageFolder`, :class:`ImageText`). To serve
     data of your own, subclass, set ``spec`` in ``__init__``, and in :meth:`load` set ``train_set`` and ``val_set``
     to map datasets whose ``__getitems__`` gives batches, such as :class:`ImageTensors`.
 
@@ -93,6 +97,7 @@ class ImageDataModule(LightningDataModule):
         self.num_classes: int | None = None
         self.class_names: list[str] | None = None
         self.run_seed = 0
+        self._cropped: tuple[Group, ...] = ()  # what loaders crop for views
 
     def load(self) -> None:
         """Sets ``train_set``, ``val_set``, ``labelled_set``, ``num_classes`` and ``class_names``."""
@@ -140,6 +145,7 @@ class ImageDataModule(LightningDataModule):
             shuffle=shuffle,
             seed=self.run_seed,
             position=position,
+            pairs=isinstance(dataset, ImageFiles) and dataset.plan is not None,
         )
 
     def _loader(self, dataset: Dataset[Batch], sampler: ShardedSampler) -> Loader:
@@ -175,23 +181,38 @@ class ImageDataModule(LightningDataModule):
         done = loop.epoch_loop.batch_progress.current.ready if trainer.training else 0  # else: iterated by hand
         return loop.epoch_progress.current.processed, done
 
+    def _views(self) -> tuple[Any, ImageSpec]:
+        """What makes the views, if anything does, and the spec that the module was built with."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        views = self.views if self.views is not None else getattr(module, "views", None)
+        return views, ImageSpec.of(getattr(module, "spec", None) or self.spec)
+
+    def _for_views(self, dataset: Dataset[Batch]) -> Dataset[Batch]:
+        """``dataset``, which crops for the views while it decodes, where it decodes and views say what to crop."""
+        if not isinstance(dataset, ImageFiles) or self.trainer is None:
+            return dataset
+        self._cropped = groups_of(*self._views())
+        return dataset.cropped(self._cropped, self.run_seed) if self._cropped else dataset
+
     def train_dataloader(self) -> Loader:
-        dataset = self._training_set()
+        dataset = self._for_views(self._training_set())
         position = self._position if self.trainer is not None else None
         return self._loader(dataset, self._sampler(dataset, shuffle=True, position=position))
 
-    def _held_out(self) -> Any:
+    def _held_out(self, with_views: bool) -> Any:
         self._training_set()
-        return [] if self.val_set is None else self.loader(self.val_set)
+        if self.val_set is None:
+            return []
+        return self.loader(self._for_views(self.val_set) if with_views else self.val_set)
 
     def val_dataloader(self) -> Any:
-        return self._held_out()
+        return self._held_out(with_views=True)
 
     def test_dataloader(self) -> Any:
-        return self._held_out()
+        return self._held_out(with_views=True)
 
     def predict_dataloader(self) -> Any:
-        return self._held_out()
+        return self._held_out(with_views=False)
 
     # Keys and views
 
@@ -222,12 +243,12 @@ class ImageDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Adds ``views``, but where predicting, for the spec that the module was built with."""
         trainer = cast(Any, self.trainer)
-        module = trainer.lightning_module
-        views = self.views if self.views is not None else getattr(module, "views", None)
+        views, spec = self._views()
         if views is None or trainer.predicting:
             return batch
-        spec = getattr(module, "spec", None) or self.spec
-        return with_views(batch, views, ImageSpec.of(spec), module.dtype)
+        if groups_of(views, spec) != self._cropped:  # others than when the loaders were made
+            batch = {name: value for name, value in batch.items() if not name.startswith(CROPS)}
+        return with_views(batch, views, spec, trainer.lightning_module.dtype)
 
 
 def _without_padding(batch: Batch) -> Batch:

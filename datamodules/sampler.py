@@ -42,6 +42,8 @@ class ShardedSampler(DistributedSampler[int]):
         position: returns (epoch, batches of it already done). It is asked when the first index of an epoch is taken,
             not earlier: Lightning creates iterators before it has restored its counters. Without it, the epoch is the
             one given to :meth:`set_epoch`, from its start.
+        pairs: yield (epoch, index) in place of the index, for data sets that draw by key; the epoch is -1 without
+            ``shuffle``.
 
     Raises:
         ValueError: an argument out of range, or ``shuffle`` with fewer images than one global batch.
@@ -57,12 +59,14 @@ class ShardedSampler(DistributedSampler[int]):
         shuffle: bool = True,
         seed: int = 0,
         position: Callable[[], tuple[int, int]] | None = None,
+        pairs: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(cast(Any, dataset), num_replicas, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
         self.batch_size = batch_size
         self.position = position
+        self.pairs = pairs
         self.global_batch = batch_size * num_replicas
         self.full_batches, rest = divmod(len(dataset), self.global_batch)
         if shuffle and not self.full_batches:
@@ -87,8 +91,12 @@ class ShardedSampler(DistributedSampler[int]):
             place = permuted(place, len(cast(Sized, self.dataset)), self.seed, f"order/{epoch}")
         return place.tolist()
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         epoch, done = self.position() if self.position is not None else (self.epoch, 0)
+        indices = self._indices(epoch, done)
+        yield from ((epoch if self.shuffle else -1, index) for index in indices) if self.pairs else indices
+
+    def _indices(self, epoch: int, done: int) -> Iterator[int]:
         own = torch.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         step = max(1, _CHUNK // self.batch_size)
         for first in range(done, self.full_batches, step):

@@ -48,13 +48,13 @@ def told(capfd, *flags):
 
 
 def test_a_worker_killed_in_mid_run(monkeypatch, capfd):
-    def die(self, i, _read=ImageFiles._row):
+    def die(self, indices, _read=ImageFiles.__getitems__):
         if os.getpid() != parent and self.substitute:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _read(self, i)
+        return _read(self, indices)
 
     parent = os.getpid()
-    monkeypatch.setattr(ImageFiles, "_row", die)
+    monkeypatch.setattr(ImageFiles, "__getitems__", die)
     said = told(capfd, "--data.num_workers=1")
     assert "a data-loading process (pid" in said
     assert "was killed from outside, most likely because memory ran out" in said

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_ssl.checks import check_interval, check_number, check_numbers
 from lit_ssl.random import uniform
 
-from . import colour
+from . import colour, large
 from .blur import gaussian_blur, kernel_radius
 from .geometry import TRIES, axes, crop_boxes, resample
 from .rows import chosen
@@ -24,6 +24,7 @@ __all__ = ["Draws", "Recipe", "augment", "draw", "is_small"]
 
 _CHANCES = 2 * TRIES + 2 + 5 + 4 + 4 + 1  # uniform numbers a view
 _BLOCK_BYTES = 1 << 20  # of pixels at a time on a CPU: what passes over them find still in its cache
+_ALONE_BYTES = 4 * 3 * 96**2  # of an image or its view, from which on a CPU is faster with one at a time (measured)
 _PLAIN = 5  # the kind of rows without jitter; the others' is their hue's stage, 0 to 4
 
 
@@ -95,14 +96,14 @@ def is_small(size: tuple[int, int]) -> bool:
     return max(size) <= 64
 
 
-def draw(key: Tensor, name: str, recipes: Sequence[Recipe], size: tuple[int, int]) -> Draws:
+def draw(key: Tensor, name: str, recipes: Sequence[Recipe], size: tuple[int, int] | Tensor) -> Draws:
     """The draws of some views, view by view: a pure function of each row's key, the name and the view's place.
 
     Args:
         key: int64 (B,) on the host.
         name: of the draws.
         recipes: what may happen, one a view.
-        size: height and width of the images.
+        size: height and width of the images, or int64 (B, 2), those of each row.
 
     Returns:
         Draws of ``len(recipes) * B`` rows: first all of the first view.
@@ -120,7 +121,7 @@ def draw(key: Tensor, name: str, recipes: Sequence[Recipe], size: tuple[int, int
     low, high = torch.maximum(middle - strength, middle - 1), middle + strength
     flip, jitter, grayscale, blur, solarize = (happens < odds).unbind(1)
     return Draws(
-        box=crop_boxes(crop, size, scale, ratio),
+        box=crop_boxes(crop, size.repeat(len(recipes), 1) if isinstance(size, Tensor) else size, scale, ratio),
         flip=flip,
         jitter=jitter,
         factors=torch.addcmul(low, factors, high - low),
@@ -156,6 +157,67 @@ def _finish(x: Tensor, draws: Draws) -> Tensor:
     return x if inside else x.clamp_(0, 1)
 
 
+def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Views of all rows, alike rows side by side; a CPU takes as many at a time as stay in its cache."""
+    (count, channels, height, width), device = image.shape, image.device
+    compute = torch.promote_types(dtype, torch.float32)
+    plan = colour.stages(draws.factors, draws.order, channels)
+    kind = plan.hue_stage.where(draws.jitter, _PLAIN)
+    by_kind = (2 * kind + draws.grayscale).argsort(stable=True)  # slices in place of gathers
+    draws, kind, plan = draws[by_kind], kind[by_kind], plan[by_kind].to(compute, device)
+    down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
+    target = by_kind.to(device, non_blocking=True)
+    source = target % max(1, count)
+    out = image.new_zeros((len(by_kind), channels, *size), dtype=dtype)
+    write: Callable[[int, Tensor, Tensor], Tensor]
+    if device.type == "cpu":
+        limit = max(1, _BLOCK_BYTES // _bytes(image, size))
+        write = out.index_add_  # each row once, so it is a copy; index_copy_ takes three times as long
+    else:  # few launches count for more than a cache
+        kind, limit = (kind == _PLAIN).to(torch.int64), len(by_kind)
+        write = out.index_copy_
+    for rows in _blocks(kind, limit):
+        some = draws[rows]
+        if crops is None:
+            x = resample(image.index_select(0, source[rows]), down[rows], across[rows])
+        else:
+            x = crops.index_select(0, target[rows]).to(compute).mul_(1 / 255)
+        if some.jitter[0]:  # a block is jittered as a whole or not at all
+            x = colour.jitter(x, plan[rows])
+        write(0, target[rows], _finish(x, some).to(dtype))
+    return out
+
+
+def _one_by_one(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Views of all rows, for images so large that one fills a CPU's cache."""
+    rgb, compute = image.shape[1] == 3, torch.promote_types(dtype, torch.float32)
+    out = image.new_empty((len(draws.flip), image.shape[1], *size), dtype=dtype)
+    grids, radius = large.grids(size, compute), kernel_radius(size[0])
+    box, flip, jitter, factors, order, gray, blur, sigma, solarize = (
+        getattr(draws, field.name).tolist() for field in fields(draws)
+    )
+    for row, view in enumerate(out):
+        if crops is None:
+            x = large.crop(image[row % len(image)], box[row], flip[row], grids)
+        else:
+            x = crops[row : row + 1].to(compute).mul_(1 / 255)
+        if jitter[row]:
+            x = large.jitter(x, factors[row], order[row])
+        if gray[row] and rgb:
+            x = colour.gray(x)  # one channel, until it is written
+        if blur[row]:
+            x = large.blur(x, sigma[row], radius)
+        if solarize[row]:
+            x = colour.solarize(x)
+        view.copy_(x[0].clamp_(0, 1))
+    return out
+
+
+def _bytes(image: Tensor, size: tuple[int, int]) -> int:
+    """Of an image or its view, whichever is larger, in float32."""
+    return 4 * image.shape[1] * max(image.shape[2] * image.shape[3], size[0] * size[1])
+
+
 @torch.no_grad()
 def augment(
     image: Tensor,
@@ -164,43 +226,25 @@ def augment(
     size: tuple[int, int],
     dtype: torch.dtype,
     prefix: str = "view",
+    crops: Tensor | None = None,
 ) -> list[Tensor]:
     """One view of each image a recipe, all views in one go.
 
     Args:
-        image: uint8 (B, C, H, W).
+        image: uint8 (B, C, H, W). Only its shape and device are read where there are ``crops``.
         key: int64 (B,) on the host.
         recipes: one a view.
         size: height and width of the views.
         dtype: of the views. Pixels are computed in float32, or in float64 where ``dtype`` is that.
         prefix: of the draws' names, so that a sample's views differ.
+        crops: uint8 (V * B, C, *size), on the device of ``image``, first all of the first view: what is left of the
+            images after crop, flip and resize, where a loader has done that.
 
     Returns:
         Tensors (B, C, *size) in [0, 1], contiguous, on the device of ``image``.
     """
-    count, channels, height, width = image.shape
-    device, compute = image.device, torch.promote_types(dtype, torch.float32)
-    draws = draw(key, prefix, recipes, (height, width))
-    plan = colour.stages(draws.factors, draws.order, channels)
-    kind = plan.hue_stage.where(draws.jitter, _PLAIN)
-    by_kind = (2 * kind + draws.grayscale).argsort(stable=True)  # alike rows side by side: slices in place of gathers
-    draws, kind, plan = draws[by_kind], kind[by_kind], plan[by_kind].to(compute, device)
-    down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
-    target = by_kind.to(device, non_blocking=True)
-    source = target % max(1, count)
-    out = image.new_zeros((len(by_kind), channels, *size), dtype=dtype)
-    write: Callable[[int, Tensor, Tensor], Tensor]
-    if device.type == "cpu":
-        limit = max(4, _BLOCK_BYTES // (4 * channels * max(height * width, size[0] * size[1])))
-        write = out.index_add_  # each row once, so it is a copy; index_copy_ takes three times as long
-    else:  # few launches count for more than a cache
-        kind, limit = (kind == _PLAIN).to(torch.int64), len(by_kind)
-        write = out.index_copy_
-    with torch.autocast(device.type, enabled=False):
-        for rows in _blocks(kind, limit):
-            some = draws[rows]
-            x = resample(image.index_select(0, source[rows]), down[rows], across[rows])
-            if some.jitter[0]:  # a block is jittered as a whole or not at all
-                x = colour.jitter(x, plan[rows])
-            write(0, target[rows], _finish(x, some).to(dtype))
-    return list(out.view(len(recipes), count, channels, *size).unbind(0))
+    draws = draw(key, prefix, recipes, (image.shape[2], image.shape[3]))
+    alone = image.device.type == "cpu" and _bytes(image, size) >= _ALONE_BYTES
+    with torch.autocast(image.device.type, enabled=False):
+        out = (_one_by_one if alone else _together)(image, crops, draws, size, dtype)
+    return list(out.view(len(recipes), len(image), *out.shape[1:]).unbind(0))

@@ -10,11 +10,13 @@ Data modules call these functions from their transfer hooks; :class:`lit_ssl.SSL
   that every random decision is known there without waiting for the device.
 - ``text``: a list of B captions, where the data have any.
 - ``views``: list of (B, C, h, w) in [0, 1].
+- ``crops/…``: uint8 (B, V, C, h, w), what a loader that decodes files has cropped for the views, by their group
+  (:class:`lit_ssl.views.groups.Group`). They stay in the batch, so that its views can be made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -23,9 +25,11 @@ from torch import Tensor
 from lit_ssl.random import sample_key, uniform
 from lit_ssl.spec import ImageSpec
 
-__all__ = ["Batch", "View", "as_batch", "with_keys", "with_text", "with_views"]
+__all__ = ["CROPS", "Batch", "View", "as_batch", "with_keys", "with_text", "with_views"]
 
 Batch: TypeAlias = dict[str, Any]
+
+CROPS = "crops/"
 
 
 @runtime_checkable
@@ -160,8 +164,9 @@ def with_views(batch: Batch, views: View, spec: ImageSpec, dtype: torch.dtype) -
     """``batch`` with ``views``: what ``views`` makes of its images, each (B, C, h, w) in [0, 1] and in ``dtype``.
 
     Args:
-        batch: with ``image``, on any device, and ``key``, on the host.
-        views: called as :class:`View` says.
+        batch: with ``image``, on any device, and ``key``, on the host; with crops only if ``views`` are what they were
+            made for.
+        views: called as :class:`View` says, and with the crops if there are any.
         spec: what the method was built for.
         dtype: the module's dtype.
 
@@ -178,4 +183,7 @@ def with_views(batch: Batch, views: View, spec: ImageSpec, dtype: torch.dtype) -
         )
     if "key" not in batch:
         raise ValueError("the batch has no 'key'; call with_keys before its transfer to the device")
-    return {**batch, "views": views(image, batch["key"], spec, dtype)}
+    crops = {n.removeprefix(CROPS): x.transpose(0, 1).flatten(0, 1) for n, x in batch.items() if n.startswith(CROPS)}
+    make: Callable[..., list[Tensor]] = views
+    made = make(image, batch["key"], spec, dtype, *([crops] if crops else []))
+    return {**batch, "views": made}

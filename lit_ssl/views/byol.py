@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lit_ssl.checks import check_numbers
 from lit_ssl.spec import ImageSpec
 
-from .augment import Recipe, augment, is_small
-from .batch import View
+from .augment import Recipe, is_small
+from .groups import Group, RecipeViews
 
 __all__ = ["BYOLViews"]
 
 
 @dataclass(frozen=True)
-class BYOLViews(View):
+class BYOLViews(RecipeViews):
     """Two views of each image, of which the first is blurred always and the second is sometimes solarized.
 
     Source: Grill et al. 2020, arXiv:2006.07733, Appendix B, Table 6. MoCo v3 and many others use the same pair.
@@ -66,6 +63,6 @@ class BYOLViews(View):
             for view in range(2)
         ]
 
-    def __call__(self, image: Tensor, key: Tensor, spec: ImageSpec, dtype: torch.dtype) -> list[Tensor]:
-        """Two tensors (B, C, *spec.size) in [0, 1]; see :class:`lit_ssl.views.View`."""
-        return augment(image, key, self.recipes(is_small(spec.size)), spec.size, dtype)
+    def groups(self, spec: ImageSpec) -> tuple[Group, ...]:
+        """Two views of ``spec.size``."""
+        return (Group("view", tuple(self.recipes(is_small(spec.size))), spec.size),)

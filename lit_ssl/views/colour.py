@@ -24,6 +24,7 @@ __all__ = [
     "grayscale",
     "hue",
     "jitter",
+    "luma",
     "saturation",
     "solarize",
     "stages",
@@ -31,6 +32,12 @@ __all__ = [
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+def luma(x: Tensor) -> Tensor:
+    """The share of each channel in gray, on the device and in the dtype of ``x`` (B, C, h, w): (C,)."""
+    channels = x.shape[1]
+    return x.new_tensor(_LUMA if channels == 3 else (1 / channels,) * channels)
 
 
 def gray(x: Tensor) -> Tensor:

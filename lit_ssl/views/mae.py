@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lit_ssl.spec import ImageSpec
 
-from .augment import Recipe, augment
-from .batch import View
+from .augment import Recipe
+from .groups import Group, RecipeViews
 
 __all__ = ["MAEViews"]
 
 
 @dataclass(frozen=True)
-class MAEViews(View):
+class MAEViews(RecipeViews):
     """One view of each image: a random resized crop and a flip.
 
     Source: He et al. 2021, arXiv:2111.06377, Appendix A.1 and the authors' ``main_pretrain.py`` (which resizes
@@ -40,6 +37,6 @@ class MAEViews(View):
         """What may happen to the view."""
         return Recipe(scale=self.scale, ratio=self.ratio, flip=self.flip)
 
-    def __call__(self, image: Tensor, key: Tensor, spec: ImageSpec, dtype: torch.dtype) -> list[Tensor]:
-        """One tensor (B, C, *spec.size) in [0, 1]; see :class:`lit_ssl.views.View`."""
-        return augment(image, key, [self.recipe()], spec.size, dtype)
+    def groups(self, spec: ImageSpec) -> tuple[Group, ...]:
+        """One view of ``spec.size``."""
+        return (Group("view", (self.recipe(),), spec.size),)

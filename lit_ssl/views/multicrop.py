@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lit_ssl.checks import check_interval, check_numbers
 from lit_ssl.spec import ImageSpec
 
-from .augment import Recipe, augment, is_small
-from .batch import View
+from .augment import Recipe, is_small
+from .groups import Group, RecipeViews
 
 __all__ = ["MultiCropViews"]
 
 
 @dataclass(frozen=True)
-class MultiCropViews(View):
+class MultiCropViews(RecipeViews):
     """Two global and several local views of each image; the global ones come first.
 
     Source: Caron et al. 2020 (SwAV), arXiv:2006.09882, Section 3.3; recipe and defaults of DINO (Caron et al. 2021,
@@ -90,10 +87,11 @@ class MultiCropViews(View):
             return self.local_size, self.local_size
         return self.local_size[0], self.local_size[1]
 
-    def __call__(self, image: Tensor, key: Tensor, spec: ImageSpec, dtype: torch.dtype) -> list[Tensor]:
-        """2 tensors (B, C, *spec.size) and ``local_views`` smaller ones; see :class:`lit_ssl.views.View`."""
+    def groups(self, spec: ImageSpec) -> tuple[Group, ...]:
+        """Two views of ``spec.size``, and ``local_views`` smaller ones."""
         *both, local = self.recipes(is_small(spec.size))
-        views = augment(image, key, both, spec.size, dtype, "global")
-        if self.local_views:
-            views += augment(image, key, [local] * self.local_views, self._local(spec.size), dtype, "local")
-        return views
+        groups = (
+            Group("global", tuple(both), spec.size),
+            Group("local", (local,) * self.local_views, self._local(spec.size)),
+        )
+        return groups if self.local_views else groups[:1]

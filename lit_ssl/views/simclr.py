@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lit_ssl.checks import check_number, check_numbers
 from lit_ssl.spec import ImageSpec
 
-from .augment import Recipe, augment, is_small
-from .batch import View
+from .augment import Recipe, is_small
+from .groups import Group, RecipeViews
 
 __all__ = ["SimCLRViews"]
 
 
 @dataclass(frozen=True)
-class SimCLRViews(View):
+class SimCLRViews(RecipeViews):
     """Two views of each image: crop, flip, strong colour jitter, grayscale, blur.
 
     Source: Chen et al. 2020, arXiv:2002.05709, Appendix A; for small images its CIFAR recipe, Appendix B.9. Saturation,
@@ -74,6 +71,6 @@ class SimCLRViews(View):
             sigma=self.sigma,
         )
 
-    def __call__(self, image: Tensor, key: Tensor, spec: ImageSpec, dtype: torch.dtype) -> list[Tensor]:
-        """Two tensors (B, C, *spec.size) in [0, 1]; see :class:`lit_ssl.views.View`."""
-        return augment(image, key, [self.recipe(is_small(spec.size))] * 2, spec.size, dtype)
+    def groups(self, spec: ImageSpec) -> tuple[Group, ...]:
+        """Two views of ``spec.size``."""
+        return (Group("view", (self.recipe(is_small(spec.size)),) * 2, spec.size),)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lit_ssl.checks import check_interval, check_number
 from lit_ssl.spec import ImageSpec
 
-from .augment import Recipe, augment, is_small
+from .augment import Recipe, is_small
+from .groups import Group
 from .simclr import SimCLRViews
 
 __all__ = ["SLIPViews"]
@@ -43,8 +41,8 @@ class SLIPViews(SimCLRViews):
         check_interval("caption_scale", self.caption_scale, 1.0)
         check_number("caption_flip", self.caption_flip)
 
-    def __call__(self, image: Tensor, key: Tensor, spec: ImageSpec, dtype: torch.dtype) -> list[Tensor]:
-        """Three tensors (B, C, *spec.size) in [0, 1]; see :class:`lit_ssl.views.View`."""
+    def groups(self, spec: ImageSpec) -> tuple[Group, ...]:
+        """Three views of ``spec.size``."""
         caption = Recipe(scale=self.caption_scale, ratio=self.ratio, flip=self.caption_flip)
-        recipes = [caption, *[self.recipe(is_small(spec.size))] * 2]
-        return augment(image, key, recipes, spec.size, dtype)
+        other = self.recipe(is_small(spec.size))
+        return (Group("view", (caption, other, other), spec.size),)

@@ -13,7 +13,8 @@ def test_blur_is_torchvisions(height, width, radius, dtype, tolerance):
     got = gaussian_blur(x, sigma, radius)
     for row in range(6):
         want = F.gaussian_blur(x[row], [2 * radius + 1] * 2, [sigma[row].item()] * 2)
-        torch.testing.assert_close(got[row], want, atol=tolerance, rtol=0)
+        # Taps beyond 4.5 sigma are left out.
+        torch.testing.assert_close(got[row], want, atol=tolerance if radius < 9 else 1e-5, rtol=0)
 
 
 def test_images_smaller_than_the_kernel_keep_their_mean_of_ones():
