@@ -21,5 +21,5 @@ test: ## the fast suite
 slow: ## laws, wheel in an empty environment, README blocks, long runs
 	pytest -m slow
 
-bench: ## the tables of benchmarks/README.md
-	python benchmarks/views.py
+bench: ## benchmarks/README.md
+	python benchmarks/report.py

@@ -21,6 +21,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from apart import forget_peak, peak_memory
+
 BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 DIM, TEMPERATURE = 128, 0.1
 MANY = 8192  # from a larger batch on, one step is timed
@@ -54,19 +56,10 @@ def worker(library: str, batch: int, chunk_size: int, threads: int) -> None:
         return time.process_time() - begin
 
     step(32)  # starts threads and allocators
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = _status("VmRSS")
+    before = forget_peak()
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(json.dumps({"s": step(batch), "bytes": _status("VmHWM") - before}), flush=True)
-
-
-def _status(field: str) -> int:
-    """Bytes, from this process's own record."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+        print(json.dumps({"s": step(batch), "bytes": peak_memory() - before}), flush=True)
 
 
 class Worker:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
@@ -55,9 +56,9 @@ class ImageTensors(Dataset[Batch]):
 
         Index -1 is a padding row: some image, with label and index -1.
         """
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        index = torch.from_numpy(np.array(indices, dtype=np.int64))
         row = index.clamp(min=0)
-        label = torch.where(index < 0, -1, self.labels[row])
+        label = torch.where(index < 0, -1, self.labels.index_select(0, row))
         return {"image": self.images.index_select(0, row), "label": label, "index": index}
 
 

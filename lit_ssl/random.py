@@ -134,10 +134,13 @@ def permuted(position: Tensor, n: int, seed: int, name: str | int) -> Tensor:
             left, right = right, left ^ (_fold(right, word) & mask)
         return (left << half) | right
 
-    out = encrypt(position.to(torch.int64))
-    while bool((outside := out >= n).any()):
-        out = torch.where(outside, encrypt(out), out)
-    return out
+    out = encrypt(position.to(torch.int64).flatten())
+    outside = (out >= n).nonzero().flatten()
+    while len(outside):  # few and fewer: only these walk on
+        moved = encrypt(out[outside])
+        out[outside] = moved
+        outside = outside[moved >= n]
+    return out.view(position.shape)
 
 
 def reseed(seed: int, name: str) -> None:

@@ -1,6 +1,7 @@
 """What runs of the command leave behind, and how its process ends."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch
 import yaml
 from small_runs import EVALUATION, FIT, failure, metrics
 
-from lit_ssl.__main__ import main
+from lit_ssl.__main__ import SUBCOMMANDS, main
+from lit_ssl.cli import CLI
+
+FLAG = re.compile(r"--[a-z][a-z_.]*\b")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +150,22 @@ assert not {"torch", "lightning"} & set(sys.modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "method/simclr" in done.stdout
+
+
+def test_the_short_help_says_what_the_real_parser_knows(capsys):
+    assert main(["--help"]) == 0
+    short = capsys.readouterr().out
+    assert list(SUBCOMMANDS) == list(CLI.subcommands())
+    assert all(f"\n  {name} " in short for name in SUBCOMMANDS)
+    examples = [line.split()[1:] for line in short.splitlines() if line.startswith("  lit-ssl fit --config")]
+    assert len(examples) == 2
+    for example in examples:
+        assert main([*example, "--print_config"]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--help"]) == 0
+    known = set(FLAG.findall(capsys.readouterr().out))
+    own, tried = {"--traceback", "--version"}, {word for example in examples for word in example}
+    assert set(FLAG.findall(short)) - own - tried <= known
 
 
 @pytest.mark.slow

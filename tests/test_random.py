@@ -17,6 +17,7 @@ def test_known_values_do_not_change():
     key = random.sample_key(0, 0, torch.tensor([0, 1]))
     assert key.tolist() == [5891236913636033516, 332464390134758958]
     assert random.uniform(key, "crop").tolist() == [0.10698714119347708, 0.9866986133958764]
+    assert random.permuted(torch.arange(10), 10, 0, "order/0").tolist() == [3, 4, 0, 1, 5, 2, 9, 8, 6, 7]
 
 
 @given(st.permutations(range(12)), st.integers(0, 2**32 - 1), st.integers(-1, 5))
@@ -58,6 +59,8 @@ def test_normal_and_integers_have_their_moments():
 def test_permuted_is_a_permutation(n, seed, epoch):
     out = random.permuted(torch.arange(n), n, seed, epoch)
     assert torch.equal(out.sort().values, torch.arange(n))
+    some = torch.tensor([[0, n // 2], [n - 1, 0]])
+    assert torch.equal(random.permuted(some, n, seed, epoch), out[some])  # each place on its own
 
 
 def test_permuted_looks_random():

@@ -1,0 +1,80 @@
+"""Runs the speed benchmarks one after another and writes what they print into benchmarks/README.md (``make bench``).
+
+    python benchmarks/report.py
+    python benchmarks/report.py --only views startup
+
+Each section is the script's own docstring and its output; a section that is not run is kept as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+SCRIPTS: dict[str, tuple[str, list[str]]] = {
+    "views": ("Views", []),
+    "image_folder": ("From files", []),
+    "loader": ("In memory", ["--rounds", "2"]),
+    "train_step": ("A training step", []),
+    "growth": ("Growth", ["--figure", "docs/growth.png"]),
+    "startup": ("Start-up", []),
+}
+HEAD = """# Benchmarks
+
+Written by `make bench`: every table is the output of the command above it, with the machine it ran on. Libraries take
+turns within one run, so that ratios hold where absolute times drift; peers are installed by
+`pip install -r benchmarks/requirements.txt`. What pretraining is worth, what a kill leaves behind and what a loss needs
+are scripts of this folder, too, quoted where the [front page](../README.md) and [docs](../docs) speak of them.
+"""
+
+
+def section(name: str, title: str, options: list[str], folder: Path) -> str:
+    """Runs a script; its docstring, command and output, as Markdown."""
+    script = HERE / f"{name}.py"
+    command = ["python", f"benchmarks/{name}.py", *options]
+    begin = time.perf_counter()
+    figures = folder / f"{name}.json"
+    done = subprocess.run(
+        [sys.executable, *command[1:], "--json", str(figures)], cwd=HERE.parent, text=True, stdout=subprocess.PIPE
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}; {README} is as it was")
+    json.loads(figures.read_text())
+    minutes = (time.perf_counter() - begin) / 60
+    doc = ast.get_docstring(ast.parse(script.read_text())) or ""
+    about = "\n\n".join(part for part in doc.split("\n\n") if not part.startswith("    ")).replace("``", "`")
+    picture = "\n\n![Growth](../docs/growth.png)" if name == "growth" else ""
+    today = datetime.date.today().isoformat()
+    return (
+        f"## {title}\n\n{about}\n\n```bash\n{' '.join(command)}\n```\n\n"
+        f"{today}, {minutes:.0f} min. {done.stdout.strip()}{picture}\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(SCRIPTS), default=list(SCRIPTS))
+    a = parser.parse_args()
+    old = README.read_text() if README.exists() else ""
+    kept = {part.partition("\n")[0]: f"## {part}" for part in re.split(r"^## ", old, flags=re.MULTILINE)[1:]}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in a.only:
+            title, options = SCRIPTS[name]
+            print(f"{name} …", flush=True)
+            kept[title] = section(name, title, options, Path(folder))
+    titles = [title for title, _ in SCRIPTS.values() if title in kept]
+    README.write_text("\n".join([HEAD, *(kept[title].rstrip() + "\n" for title in titles)]))
+
+
+if __name__ == "__main__":
+    main()
