@@ -125,6 +125,28 @@ def test_defaults_of_the_named_recipes():
     assert options == {"betas": [0.9, 0.95], "eps": 1e-6}
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_fused_kernel_of_a_cpu_takes_the_same_steps(name):
+    fused, loop = Toy().double(), Toy().double()
+    loop.load_state_dict(fused.state_dict())
+    pair = [build_optimizer(fused, name=name, lr=1e-2, weight_decay=0.1)]
+    pair += [build_optimizer(loop, name=name, lr=1e-2, weight_decay=0.1, options={"fused": False})]
+    assert [optimizer.defaults["fused"] for optimizer in pair] == [True, False]
+    for _ in range(3):
+        for p, q in zip(fused.parameters(), loop.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for p, q in zip(fused.parameters(), loop.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"capturable": True}, {"differentiable": True}])
+def test_what_excludes_the_fused_kernel_turns_it_off(options):
+    assert not build_optimizer(Toy(), name="adamw", lr=0.1, options=options).defaults["fused"]
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-4])
 def test_lars_adapts_weights_but_not_biases_and_norms(weight_decay):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
