@@ -255,6 +255,8 @@ class SSLModule(LightningModule):
     def configure_optimizers(self) -> Any:
         self.trainer.fit_loop.setup_data()  # what follows asks for the loader's length and batch size
         total = self.trainer.estimated_stepping_batches
+        if total == 0:
+            raise ValueError("the training loader has no batch: no images, or fewer than a batch and drop_last=True")
         arguments = dict(self.optimizer_arguments)
         if self.lr_scaling != "none":
             arguments["lr"] = scaled_lr(arguments["lr"], self._global_batch(), self.lr_scaling)

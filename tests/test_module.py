@@ -228,6 +228,11 @@ def test_a_bad_argument_is_named_at_construction(arguments, message):
         SimCLR(**arguments)
 
 
+def test_a_loader_without_a_batch_is_named(spec, tiny, images, make_trainer):
+    with pytest.raises(ValueError, match="the training loader has no batch"):
+        make_trainer().fit(SimCLR(spec=spec, **tiny), DataLoader(images, batch_size=65, drop_last=True))
+
+
 def test_one_view_is_not_enough_for_two(spec, tiny, loader, make_trainer):
     with pytest.raises(ValueError, match=r"views of SimCLR must make 2 views an image, got 1 from SingleView"):
         make_trainer().fit(SimCLR(spec=spec, views=SingleView(), **tiny), loader)
