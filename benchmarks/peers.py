@@ -144,11 +144,7 @@ class Contender:
 
 
 def trainer(steps: int, fast: bool, *callbacks: Callback) -> Trainer:
-    """A bare trainer, also where stable-pretraining is installed: it adds fourteen callbacks to every Trainer there."""
-    made: Any = bare_trainer(max_steps=steps, precision="bf16-mixed" if fast else "32-true")
-    made.callbacks = [c for c in made.callbacks if not type(c).__module__.startswith("stable_pretraining")]
-    made.callbacks += callbacks
-    return made
+    return bare_trainer(max_steps=steps, precision="bf16-mixed" if fast else "32-true", callbacks=[*callbacks])
 
 
 def pixels(case: Case) -> Tensor:

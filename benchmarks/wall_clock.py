@@ -49,8 +49,11 @@ class WallClock(Callback):
 
 
 def bare_trainer(max_epochs: int = 100_000, accelerator: str = "cpu", **options: Any) -> Trainer:
-    """A trainer on one device that neither validates nor leaves anything on disk or screen."""
-    return Trainer(
+    """A trainer on one device that neither validates nor leaves anything on disk or screen.
+
+    It is bare also where stable-pretraining is installed, which adds its callbacks to every trainer there.
+    """
+    trainer: Any = Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
         devices=1,
@@ -61,3 +64,5 @@ def bare_trainer(max_epochs: int = 100_000, accelerator: str = "cpu", **options:
         limit_val_batches=0,
         **options,
     )
+    trainer.callbacks = [c for c in trainer.callbacks if not type(c).__module__.startswith("stable_pretraining")]
+    return trainer
