@@ -62,7 +62,7 @@ def workplace(tmp_path_factory):
 def run(command, place):
     binary = Path(sys.executable).parent / "lit-ssl"
     command = command.replace("lit-ssl", str(binary), 1)
-    environment = {**os.environ, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "WANDB_MODE": "offline"}
     done = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
