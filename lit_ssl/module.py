@@ -21,11 +21,10 @@ from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
 from lit_ssl.random import isolated, resolve_seed
 from lit_ssl.sharding import shard
 from lit_ssl.spec import ImageSpec
-from lit_ssl.views import View, as_batch, clean, with_keys, with_views
+from lit_ssl.views import Batch, View, as_batch, clean, with_keys, with_views
 
 __all__ = ["SSLModule"]
 
-Batch = dict[str, Any]
 Losses = dict[str, Tensor]
 
 # Both the data module and the method can make views; Lightning asks the data module, which is what is meant.
