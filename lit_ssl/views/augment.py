@@ -6,8 +6,9 @@ say) is known without asking the device. Only then is a pixel touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from lit_ssl.random import uniform
 
 from . import colour, large
 from .blur import gaussian_blur, kernel_radius
-from .geometry import TRIES, axes, crop_boxes, resample
+from .geometry import TRIES, axes, crop_boxes, sampler
 from .rows import chosen
 
 __all__ = ["Draws", "Recipe", "augment", "draw", "is_small"]
@@ -143,18 +144,22 @@ def _blocks(kind: Tensor, limit: int) -> Iterator[slice]:
         start += count
 
 
-def _finish(x: Tensor, draws: Draws) -> Tensor:
-    """What happens to few rows: grayscale, blur, solarize; and clamping where that is still due."""
-    if x.shape[1] == 3 and (rows := chosen(draws.grayscale, x.device)) is not None:
+def _finish(x: Tensor, inside: bool, gray: list[bool], blur: list[bool], sigma: Tensor, solarize: list[bool]) -> Tensor:
+    """What happens to few rows: grayscale, blur, solarize; and clamping, unless x is ``inside`` [0, 1] and stays so."""
+    if x.shape[1] == 3 and (rows := chosen(gray, x.device)) is not None:
         x[rows] = colour.grayscale(x[rows])
-    inside = bool(draws.jitter[0])  # jitter clamps; the sums of a resample or a blur leave [0, 1] by a rounding error
-    if (rows := chosen(draws.blur, x.device)) is not None:
-        inside = False
-        sigma = draws.sigma[draws.blur].to(x.dtype).to(x.device, non_blocking=True)
+    if (rows := chosen(blur, x.device)) is not None:
+        inside = False  # as in a resample, sums leave [0, 1] by a rounding error
+        sigma = sigma[blur].to(x.dtype).to(x.device, non_blocking=True)
         x[rows] = gaussian_blur(x[rows], sigma, kernel_radius(x.shape[2]))
-    if (rows := chosen(draws.solarize, x.device)) is not None:
+    if (rows := chosen(solarize, x.device)) is not None:
         x[rows] = colour.solarize(x[rows])
     return x if inside else x.clamp_(0, 1)
+
+
+def _loaded(crops: Tensor, target: Tensor, dtype: torch.dtype, rows: slice) -> Tensor:
+    """Some of the crops that a loader has made, in [0, 1]."""
+    return crops.index_select(0, target[rows]).to(dtype).mul_(1 / 255)
 
 
 def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -165,26 +170,26 @@ def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int
     kind = plan.hue_stage.where(draws.jitter, _PLAIN)
     by_kind = (2 * kind + draws.grayscale).argsort(stable=True)  # slices in place of gathers
     draws, kind, plan = draws[by_kind], kind[by_kind], plan[by_kind].to(compute, device)
-    down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
+    jittered, gray, blur, solarize = (
+        mask.tolist() for mask in (draws.jitter, draws.grayscale, draws.blur, draws.solarize)
+    )
     target = by_kind.to(device, non_blocking=True)
-    source = target % max(1, count)
-    out = image.new_zeros((len(by_kind), channels, *size), dtype=dtype)
-    write: Callable[[int, Tensor, Tensor], Tensor]
+    if crops is None:
+        down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
+        crop = sampler(image, target % max(1, count), down, across)
+    else:
+        crop = partial(_loaded, crops, target, compute)
+    out = image.new_empty((len(by_kind), channels, *size), dtype=dtype)
     if device.type == "cpu":
         limit = max(1, _BLOCK_BYTES // _bytes(image, size))
-        write = out.index_add_  # each row once, so it is a copy; index_copy_ takes three times as long
     else:  # few launches count for more than a cache
         kind, limit = (kind == _PLAIN).to(torch.int64), len(by_kind)
-        write = out.index_copy_
     for rows in _blocks(kind, limit):
-        some = draws[rows]
-        if crops is None:
-            x = resample(image.index_select(0, source[rows]), down[rows], across[rows])
-        else:
-            x = crops.index_select(0, target[rows]).to(compute).mul_(1 / 255)
-        if some.jitter[0]:  # a block is jittered as a whole or not at all
-            x = colour.jitter(x, plan[rows])
-        write(0, target[rows], _finish(x, some).to(dtype))
+        x = crop(rows)
+        if jittered[rows.start]:  # a block is jittered as a whole or not at all
+            x = colour.jitter(x, plan[rows])  # which clamps
+        x = _finish(x, jittered[rows.start], gray[rows], blur[rows], draws.sigma[rows], solarize[rows])
+        out[target[rows]] = x.to(dtype)
     return out
 
 

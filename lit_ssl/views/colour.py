@@ -65,33 +65,30 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of HSV, exactly. x: (B, C, h, w); shift: (B,), in turns, -0.5 to 0.5. RGB only.
+    """Turn the hue of HSV, exactly. x: (B, C, h, w); shift: (B,), in turns, -0.5 to 0.5. RGB only."""
+    return _turned(x, *(part.to(x) for part in turns(shift))) if x.shape[1] == 3 else x
 
-    HSV's hue is a place on a hexagon: red at 0, green at 2, blue at -2 sixths of a turn. Everything here is in sixths
-    times the chroma (largest channel less smallest), which needs no division and is well-defined for grays.
 
-    The distance of a hue from red is then linear, green + blue - red + largest - 2 * smallest: as the hue leaves red,
-    first the middle channel rises, then red falls, then the third channel rises, each by one chroma a sixth. Its sign
-    is that of green - blue. Back from a place at distance a, red is smallest + 2 * chroma - a, the channel on the
-    place's side smallest + a, the other one smallest + a - 2 * chroma, each within smallest and largest.
+def turns(shift: Tensor) -> tuple[Tensor, Tensor]:
+    """A turn of the hue as a matrix, (B, 3, 3), and what goes to every channel of largest + smallest channel, (B,).
+
+    HSV's hue is a place on a hexagon with red, green and blue two sixths of a turn apart; largest and smallest channel
+    stay what they are. With smallest 0 and largest 1, channels are 1 up to a sixth from their own place on the hexagon,
+    0 from two sixths on, and linear between. So at every place at least one of the three is 0 and one is 1, which makes
+    a turn linear: a channel takes from each channel 1 if the turn brings that to within a sixth of it, -1 if no nearer
+    than two sixths, and linear between. Half of what the three lack in a sum of 1 is the share of largest + smallest,
+    so that grays stay. What is below the smallest or above the largest is cut.
     """
-    if x.shape[1] != 3:
-        return x
-    red, green, blue = x.split(1, dim=1)
-    high = torch.maximum(green, blue).maximum(red)
-    low = torch.minimum(green, blue).minimum(red)
-    chroma = high - low
-    place = (green + blue).sub_(red).add_(high).sub_(low, alpha=2).copysign_(green - blue)
-    place.addcmul_(chroma, 6 * shift.to(x)[:, None, None, None])  # at most 6 sixths either way: one turn wraps it
-    beyond = (3 * chroma).sub_(place.abs())  # negative where the place is past the half turn, on the other side
-    side = chroma.copysign(place.mul_(beyond))
-    beyond = beyond.abs_()  # 3 * chroma - a
-    out = torch.empty_like(x)
-    torch.clamp(beyond + (low - chroma), low, high, out=out[:, 0:1])
-    rest = (high + chroma).sub_(beyond)
-    torch.clamp(rest + side, low, high, out=out[:, 1:2])
-    torch.clamp(rest.sub_(side), low, high, out=out[:, 2:3])
-    return out
+    place = 2 * torch.arange(3, dtype=shift.dtype, device=shift.device)
+    sixths = 6 * shift[:, None, None] + place - place[:, None]
+    weight = (3 - 2 * torch.minimum(sixths.abs(), (6 - sixths.abs()).abs())).clamp(-1, 1)
+    return weight, (1 - weight[:, 0].sum(dim=1)) / 2
+
+
+def _turned(x: Tensor, weight: Tensor, share: Tensor) -> Tensor:
+    high, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+    out = torch.bmm(weight, x.flatten(2)).view_as(x).addcmul_(high + low, share[:, None, None, None])
+    return torch.clamp(out, low, high, out=out)
 
 
 def grayscale(x: Tensor) -> Tensor:
@@ -115,22 +112,23 @@ class Stages:
     Args:
         matrix: (B, 3, 3, 3), for RGB; (B, 3), one factor for all channels, otherwise.
         to_mean: (B, 3, C).
-        turn: (B,), of the hue.
+        turn: (B, 3, 3) and (B,), of the hue, from :func:`turns`.
         hue_stage: int64 (B,) on the host, how many maps come before the hue; 4 for no turn.
     """
 
     matrix: Tensor
     to_mean: Tensor
-    turn: Tensor
+    turn: tuple[Tensor, Tensor]
     hue_stage: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> Stages:
-        return Stages(self.matrix[rows], self.to_mean[rows], self.turn[rows], self.hue_stage[rows])
+        weight, share = self.turn
+        return Stages(self.matrix[rows], self.to_mean[rows], (weight[rows], share[rows]), self.hue_stage[rows])
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Stages:
-        parts = (self.matrix, self.to_mean, self.turn)
-        matrix, to_mean, turn = (part.to(dtype).to(device, non_blocking=True) for part in parts)
-        return Stages(matrix, to_mean, turn, self.hue_stage)
+        parts = (self.matrix, self.to_mean, *self.turn)
+        matrix, to_mean, weight, share = (part.to(dtype).to(device, non_blocking=True) for part in parts)
+        return Stages(matrix, to_mean, (weight, share), self.hue_stage)
 
 
 def stages(factors: Tensor, order: Tensor, channels: int) -> Stages:
@@ -144,7 +142,7 @@ def stages(factors: Tensor, order: Tensor, channels: int) -> Stages:
     """
     kind = order[order != HUE].view(-1, 3)
     factor = factors.gather(1, kind)
-    turn = factors[:, HUE]
+    turn = turns(factors[:, HUE])
     hue_stage = (order == HUE).to(torch.uint8).argmax(dim=1)
     share = factors.new_tensor(_LUMA if channels == 3 else (1 / channels,) * channels)
     to_mean = ((1 - factor) * (kind == CONTRAST))[:, :, None] * share
@@ -152,7 +150,7 @@ def stages(factors: Tensor, order: Tensor, channels: int) -> Stages:
         return Stages(factor.where(kind != SATURATION, 1.0), to_mean, turn, torch.full_like(hue_stage, 4))
     to_gray = ((1 - factor) * (kind == SATURATION))[:, :, None, None] * share
     matrix = torch.addcmul(to_gray, factor[:, :, None, None], torch.eye(3, dtype=factors.dtype))
-    return Stages(matrix, to_mean, turn, hue_stage.where(turn != 0, 4))
+    return Stages(matrix, to_mean, turn, hue_stage.where(factors[:, HUE] != 0, 4))
 
 
 def jitter(x: Tensor, plan: Stages) -> Tensor:
@@ -166,9 +164,9 @@ def jitter(x: Tensor, plan: Stages) -> Tensor:
     turns = torch.bincount(plan.hue_stage, minlength=5).tolist()
     for stage in range(4):
         if turns[stage] == len(x):
-            x = hue(x, plan.turn)
-        elif turns[stage] and (rows := chosen(plan.hue_stage == stage, x.device)) is not None:
-            x[rows] = hue(x[rows], plan.turn[rows])
+            x = _turned(x, *plan.turn)
+        elif turns[stage] and (rows := chosen((plan.hue_stage == stage).tolist(), x.device)) is not None:
+            x[rows] = _turned(x[rows], *(part[rows] for part in plan.turn))
         if stage < 3:
             x = _affine(x, plan.matrix[:, stage], plan.to_mean[:, stage])
     return x
@@ -176,7 +174,7 @@ def jitter(x: Tensor, plan: Stages) -> Tensor:
 
 def _affine(x: Tensor, matrix: Tensor, to_mean: Tensor) -> Tensor:
     flat = x.flatten(2)
-    offset = (flat.mean(dim=2) * to_mean).sum(dim=1)[:, None, None]
+    offset = torch.bmm(to_mean[:, None], flat.mean(dim=2, keepdim=True))
     if matrix.ndim == 1:
         return torch.addcmul(offset, flat, matrix[:, None, None]).clamp_(0, 1).view_as(x)
     return torch.baddbmm(offset, matrix, flat).clamp_(0, 1).view_as(x)

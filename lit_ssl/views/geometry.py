@@ -1,19 +1,21 @@
 """Where a view looks: crop boxes, and one resample that crops, flips and resizes a whole batch.
 
 An axis-aligned crop, a flip and a resize are separable: along each axis they are one matrix an image. A batch is two
-batched matrix products, antialiased at no further cost, and a flip is another order of a matrix's rows. Large images
-that are only enlarged need two neighbours an axis and no matrix; ``grid_sample`` reads just those.
+batched matrix products, antialiased at no further cost, and a flip is another order of a matrix's rows. Images that are
+only enlarged need two neighbours an axis and no matrix; for large ones ``grid_sample`` reads just those, and for small
+ones on a CPU a sum of two rows of pixels takes the place of the first product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["TRIES", "Axis", "axes", "axis", "crop_boxes", "resample", "separable"]
+__all__ = ["TRIES", "Axis", "axes", "axis", "crop_boxes", "resample", "sampler", "separable"]
 
 TRIES = 10  # of a crop's shape, as in torchvision's RandomResizedCrop
 _LARGE = 72  # pixels an axis from which grid_sample is the faster of the two (measured on one core)
@@ -91,6 +93,18 @@ class Axis:
         weights *= ((pixel > self.low[:, None]) & (pixel < self.high[:, None]))[:, None]
         return weights.div_(weights.sum(dim=2, keepdim=True))
 
+    def neighbours(self) -> tuple[Tensor, Tensor]:
+        """Of an axis that enlarges, the two source pixels that each of the result is made of, and their weights.
+
+        Returns:
+            int32 and floating point (B, target, 2).
+        """
+        place = self.centre - 0.5
+        first = place.floor()
+        share = place - first
+        pixel = torch.stack([first, first + 1], dim=2).to(torch.int32).clamp_(max=self.source - 1)
+        return pixel, torch.stack([1 - share, share], dim=2)
+
 
 def axis(start: Tensor, length: Tensor, flip: Tensor | None, source: int, target: int, beyond: bool = False) -> Axis:
     """The axis of a crop [start, start + length) that is resized to ``target`` pixels.
@@ -163,3 +177,36 @@ def resample(image: Tensor, down: Axis, across: Axis) -> Tensor:
         grid = torch.view_as_real(torch.complex(columns, torch.zeros_like(columns))[:, None] + 1j * rows[:, :, None])
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False).mul_(1 / 255)
     return separable(x, down.weights().mul_(1 / 255), across.weights())
+
+
+def sampler(image: Tensor, source: Tensor, down: Axis, across: Axis) -> Callable[[slice], Tensor]:
+    """:func:`resample` of some images, any of them any number of times, a few results at a time.
+
+    A CPU that enlarges small images mixes rows of pixels two by two, where ``resample`` would multiply with matrices of
+    two numbers other than 0 a row.
+
+    Args:
+        image: uint8 (N, C, H, W).
+        source: int64 (B,), on the device of ``image``: which image each result is made of.
+        down, across: of B results, as for :func:`resample`.
+
+    Returns:
+        What makes the results of adjacent places: (rows, C, h, w) in [0, 1] up to rounding.
+    """
+    channels, height, width = image.shape[1:]
+    size = (down.centre.shape[1], across.centre.shape[1])
+    if image.device.type != "cpu" or not (down.enlarges and across.enlarges) or size[0] * size[1] >= _LARGE**2:
+        return lambda rows: resample(image.index_select(0, source[rows]), down[rows], across[rows])
+    table = image.to(down.centre.dtype, memory_format=torch.contiguous_format).view(-1, width)
+    pixel, weight = down.neighbours()
+    plane = (source[:, None] * channels + torch.arange(channels)).to(torch.int32)
+    pixel = pixel[:, None] + height * plane[:, :, None, None]
+    weight = weight.mul_(1 / 255)[:, None].expand_as(pixel)
+
+    def some(rows: slice) -> Tensor:
+        pixels, weights = (part[rows].reshape(-1, 2) for part in (pixel, weight))
+        tall = F.embedding_bag(pixels, table, mode="sum", per_sample_weights=weights)
+        right = across[rows].weights().transpose(1, 2)
+        return torch.bmm(tall.view(len(right), -1, width), right).view(len(right), channels, *size)
+
+    return some

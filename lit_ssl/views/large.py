@@ -2,7 +2,7 @@
 
 A batch of small images shares its passes over memory, and each image's strengths go along as tensors. An image that
 fills the cache gains nothing from company; alone, its strengths are plain numbers. Then an operation of its own kind
-replaces the general one, a turn of the hue starts with a change of channels' places, and a narrow blur has few taps.
+replaces the general one, and a narrow blur has few taps.
 Results are those of ``colour.jitter`` and ``blur.gaussian_blur`` up to rounding.
 """
 
@@ -79,39 +79,13 @@ def jitter(x: Tensor, factors: Sequence[float], order: Sequence[int]) -> Tensor:
 
 
 def hue(pixels: Tensor, turn: float) -> None:
-    """Turn the hue of HSV, exactly, in place. pixels: (3, n) in [0, 1]; turn: -0.5 to 0.5.
-
-    HSV's hue is a place on a hexagon with red, green and blue two sixths of a turn apart. Two sixths are an exchange of
-    channels, and three turn every channel about the middle of largest and smallest. What is left, at most half a sixth,
-    lowers each channel by as much of the one it turns to as that has, and raises it by what of the third remains;
-    everything beyond the largest and the smallest is cut.
-    """
-    sixths = 6 * turn
-    whole = round(sixths)
-    half_turn = whole % 2 == 1
-    places = (whole - 3 * half_turn) // 2
-    rest = abs(sixths - whole)
-    ahead = 1 if sixths >= whole else -1
-    channel = pixels.unbind()
-    high, low = torch.maximum(channel[1], channel[2]), torch.minimum(channel[1], channel[2])
-    torch.maximum(high, channel[0], out=high)
-    torch.minimum(low, channel[0], out=low)
-    least = (high - low).mul_(rest)
-    if half_turn:
-        most = high - least
-    else:
-        most, least = low + least, (high + low).sub_(least)
-    turned = []
-    for c, own in enumerate(channel):
-        towards, third = channel[(c + ahead) % 3], channel[(c - ahead) % 3]
-        if half_turn:
-            bend = least + third
-            turned.append(torch.minimum(bend, most, out=bend).add_(towards).sub_(own))
-        else:
-            bend = least - third
-            turned.append(torch.maximum(bend, most, out=bend).add_(own).sub_(towards))
-    for c, bend in enumerate(turned):
-        torch.clamp(bend, low, high, out=channel[(c + places) % 3])
+    """Turn the hue of HSV, exactly, in place; see ``colour.turns``. pixels: (3, n) in [0, 1]; turn: -0.5 to 0.5."""
+    sixths = [(6 * turn + 2 * apart + 3) % 6 - 3 for apart in range(3)]
+    weight = [min(max(3 - 2 * abs(s), -1.0), 1.0) for s in sixths]
+    high, low = pixels.amax(dim=0), pixels.amin(dim=0)
+    turned = pixels.new_tensor([[weight[(own - place) % 3] for own in range(3)] for place in range(3)]) @ pixels
+    turned.add_(high + low, alpha=(1 - sum(weight)) / 2)
+    torch.clamp(turned, low, high, out=pixels)
 
 
 def blur(x: Tensor, sigma: float, radius: int) -> Tensor:

@@ -8,16 +8,17 @@ from torch import Tensor
 __all__ = ["chosen"]
 
 
-def chosen(mask: Tensor, device: torch.device) -> slice | Tensor | None:
-    """The rows where a mask on the host is true, as the cheapest thing that indexes them on ``device``.
+def chosen(mask: list[bool], device: torch.device) -> slice | Tensor | None:
+    """The rows where a mask is true, as the cheapest thing that indexes them on ``device``.
 
     Returns:
         None for no row, a slice for adjacent rows, else int64 indices.
     """
-    index = mask.nonzero()[:, 0]
-    if len(index) == 0:
+    count = mask.count(True)
+    if count == 0:
         return None
-    first, last = int(index[0]), int(index[-1])
-    if last - first + 1 == len(index):
-        return slice(first, last + 1)
-    return index.to(device, non_blocking=True)
+    first = mask.index(True)
+    if all(mask[first : first + count]):
+        return slice(first, first + count)
+    index = [row for row, happens in enumerate(mask) if happens]
+    return torch.tensor(index, device="cpu").to(device, non_blocking=True)

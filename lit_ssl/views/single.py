@@ -62,6 +62,6 @@ class SingleView(View):
     def __call__(self, image: Tensor, key: Tensor, spec: ImageSpec, dtype: torch.dtype) -> list[Tensor]:
         """One tensor (B, C, *spec.size) in [0, 1]; see :class:`lit_ssl.views.View`."""
         view = clean(image, spec, dtype)
-        if (rows := chosen(bernoulli(key, "view/flip", self.flip), image.device)) is not None:
+        if (rows := chosen(bernoulli(key, "view/flip", self.flip).tolist(), image.device)) is not None:
             view[rows] = view[rows].flip(3)
         return [view]

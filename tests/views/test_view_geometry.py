@@ -6,7 +6,7 @@ import torchvision.transforms.v2.functional as F
 from torchvision.transforms import RandomResizedCrop
 
 from lit_ssl.random import sample_key, uniform
-from lit_ssl.views.geometry import TRIES, axes, axis, crop_boxes, resample
+from lit_ssl.views.geometry import TRIES, axes, axis, crop_boxes, resample, sampler
 
 
 def photo(rows, channels, height, width):
@@ -38,6 +38,19 @@ def test_a_crop_with_flip_is_torchvisions(source, target, channels):
             want = F.resized_crop(image[row].to(dtype) / 255, *box[row].tolist(), list(target), antialias=True)
             want = F.horizontal_flip(want) if flip[row] else want
             torch.testing.assert_close(got[row], want, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((32, 32), (32, 32)), ((1, 1), (1, 2)), ((9, 30), (28, 36)), ((40, 9), (32, 9))]
+)
+def test_a_sampler_resamples_any_images_in_any_order(source, target):
+    image = photo(5, 3, *source).transpose(2, 3).contiguous().transpose(2, 3)
+    which = torch.tensor([3, 0, 0, 4, 1, 2, 3])
+    box, flip = boxes_for(7, source), torch.arange(7) % 2 == 0
+    down, across = axes(box, flip, source, target)
+    want = resample(image[which], down, across)
+    crop = sampler(image, which, down, across)
+    torch.testing.assert_close(torch.cat([crop(slice(0, 3)), crop(slice(3, 7))]), want, atol=1e-12, rtol=0)
 
 
 def test_a_resample_keeps_the_range():
