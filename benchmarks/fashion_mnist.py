@@ -16,7 +16,6 @@ kept, so that a stopped benchmark goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import platform
@@ -24,11 +23,11 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from results import Results
 from torch import Tensor
 from wall_clock import CLOCKS, WallClock, bare_trainer
 
@@ -46,7 +45,7 @@ BACKBONE = {
     "weight_decay": 1e-4,
 }
 VIEWS = SimCLRViews(scale=(0.4, 1.0), colour=(0.4, 0.4, 0.0, 0.0), strength=1.0)
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 PROJECTOR = {"projector_hidden": 2048, "projector_dim": 128}  # of two layers, as in SimCLR, for all that have one
 
 # Each with the settings that held-out training images favoured; learning rates are tried below.
@@ -145,46 +144,26 @@ def run(name: str, lr: float, seed: int, minutes: float, root: str, clock: str) 
     }
 
 
-class Results:
-    """What is measured, kept in a file from the first figure on."""
-
-    def __init__(self, path: str | None, settings: dict[str, Any]) -> None:
-        self.path = Path(path) if path else None
-        self.kept: dict[str, Any] = {"settings": settings, "baselines": [], "trials": [], "runs": []}
-        if self.path is not None and self.path.exists():
-            kept = json.loads(self.path.read_text())
-            if kept["settings"] != settings:
-                raise SystemExit(f"{path} holds figures of other settings: {kept['settings']}; these are {settings}")
-            self.kept = kept
-
-    def add(self, kind: str, entry: dict[str, Any]) -> None:
-        self.kept[kind].append(entry)
-        print(kind, json.dumps(entry), flush=True)
-        if self.path is not None:
-            self.path.write_text(json.dumps(self.kept, indent=1) + "\n")
-
-    def has(self, kind: str, **wanted: Any) -> bool:
-        return any(all(entry[key] == value for key, value in wanted.items()) for entry in self.kept[kind])
-
-    def best(self, name: str) -> float:
-        tried = [entry for entry in self.kept["trials"] if entry["method"] == name]
-        return max(tried, key=lambda entry: entry["linear"])["lr"]
-
-
 def table(kept: dict[str, Any], names: list[str]) -> str:
-    lines = ["| encoder | kNN | linear probe | ten labels a class | learning rate: trial's linear probe |"]
-    lines.append("|---|---|---|---|---|")
+    """A row for each encoder, its figures seed by seed."""
+    lines = ["| encoder | kNN | linear probe | ten labels a class | steps | learning rate: trial's linear probe |"]
+    lines.append("|---|---|---|---|---|---|")
 
-    def row(name: str, s: dict[str, float], note: str) -> str:
-        ten = f"{s['ten_labels']:.3f} ± {s['ten_labels_se']:.3f}"
-        return f"| {name} | {s['knn']:.3f} | {s['linear']:.3f} | {ten} | {note} |"
+    def row(name: str, entries: list[dict[str, Any]], note: str) -> str:
+        knn, linear, steps = (
+            ", ".join(format(entry[key], form) for entry in entries if key in entry)
+            for key, form in (("knn", ".3f"), ("linear", ".3f"), ("steps", ",d"))
+        )
+        ten = ", ".join(f"{entry['ten_labels']:.3f} ± {entry['ten_labels_se']:.3f}" for entry in entries)
+        return f"| {name} | {knn} | {linear} | {ten} | {steps} | {note} |"
 
-    lines += [row(entry["method"], entry, "") for entry in kept["baselines"]]
+    lines += [row(entry["method"], [entry], "") for entry in sorted(kept["baselines"], key=lambda e: e["method"])]
     for name in names:
-        tried = ", ".join(f"{t['lr']:g}: {t['linear']:.3f}" for t in kept["trials"] if t["method"] == name)
-        for entry in sorted((r for r in kept["runs"] if r["method"] == name), key=lambda r: r["seed"]):
-            note = f"seed {entry['seed']}, {entry['lr']:g} of {tried}; {entry['steps']} steps"
-            lines.append(row(name, entry, note))
+        runs = sorted((entry for entry in kept["runs"] if entry["method"] == name), key=lambda entry: entry["seed"])
+        tried = sorted((t["lr"], t["linear"]) for t in kept["trials"] if t["method"] == name)
+        best = runs[0]["lr"]
+        note = ", ".join(f"**{lr:g}**: {linear:.3f}" if lr == best else f"{lr:g}: {linear:.3f}" for lr, linear in tried)
+        lines.append(row(name, runs, note))
     return "\n".join(lines)
 
 
@@ -211,7 +190,7 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__, "lit_ssl": lit_ssl.__version__},
     }
-    results = Results(a.json, settings)
+    results = Results(a.json, settings, ["baselines", "trials", "runs"])
     quiet()
     os.environ["OMP_NUM_THREADS"] = str(a.threads)  # of the processes that are started now
     with ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn"), initializer=quiet) as pool:
@@ -222,9 +201,8 @@ def main() -> None:
         for future in as_completed(pending):
             results.add(pending[future], future.result())
         left = [(name, seed) for seed in a.seeds for name in names if not results.has("runs", method=name, seed=seed)]
-        for future in as_completed(
-            [pool.submit(run, n, results.best(n), s, a.minutes, a.root, a.clock) for n, s in left]
-        ):
+        rates = {name: results.best("trials", "linear", method=name)["lr"] for name in names}
+        for future in as_completed([pool.submit(run, n, rates[n], s, a.minutes, a.root, a.clock) for n, s in left]):
             results.add("runs", future.result())
     print(f"\nFashion-MNIST, {a.minutes:g} minutes ({a.clock} clock), {a.threads} thread(s), 60,000 / 10,000 images\n")
     print(table(results.kept, names))

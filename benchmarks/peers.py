@@ -56,6 +56,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     blur: float = 0.0
     lr: float = 1e-3
+    seed: int = 0
 
     @property
     def colour(self) -> tuple[float, float, float, float]:
@@ -69,8 +70,8 @@ class Case:
 class InMemory(ImageDataModule):
     """Images of one tensor, as :class:`lit_ssl.datamodules.Quickstart` serves its own."""
 
-    def __init__(self, images: Tensor, spec: ImageSpec, batch_size: int) -> None:
-        super().__init__(batch_size=batch_size, seed=0)
+    def __init__(self, images: Tensor, spec: ImageSpec, batch_size: int, seed: int = 0) -> None:
+        super().__init__(batch_size=batch_size, seed=seed)
         self.images, self.spec = images, spec
 
     def load(self) -> None:
@@ -213,22 +214,22 @@ def ours(case: Case, backbone: nn.Module, data: Tensor, fast: bool) -> Contender
         warmup_epochs=0,
         compile=fast,
         channels_last=True,
-        seed=0,
+        seed=case.seed,
     )
-    images = InMemory(data, case.spec, case.batch)
+    images = InMemory(data, case.spec, case.batch, case.seed)
     return Contender(
         "lit_ssl", module, {"datamodule": images}, lambda batch: [module.normalize(x) for x in batch["views"]]
     )
 
 
 def built(case: Case) -> nn.Module:
-    with isolated(0, "backbone"):
+    with isolated(case.seed, "backbone"):
         return build_backbone(case.backbone, case.spec, options=case.options)
 
 
-def contenders(case: Case, fast: bool) -> list[Contender]:
-    """All that take turns; a peer's with other views and workers train one and the same module."""
-    data, backbone = pixels(case), built(case)
+def contenders(case: Case, fast: bool, data: Tensor | None = None) -> list[Contender]:
+    """All that take turns, on these images; a peer's with other views and workers train one and the same module."""
+    data, backbone = pixels(case) if data is None else data, built(case)
     normal = {"mean": list(case.spec.mean), "std": list(case.spec.std)}
     brightness, contrast, saturation, hue = case.colour
     transform = SimCLRTransform(
