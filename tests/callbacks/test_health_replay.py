@@ -1,6 +1,7 @@
 """What HealthGuard leaves and tells: the batch for replay, what the scaler may do, collapse, and several processes."""
 
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -142,9 +143,10 @@ def test_a_collapse_stops_with_the_evidence(method, stripes, make_trainer):
     with pytest.raises(CollapseError) as error:
         trainer.fit(method(), datamodule=stripes())
     said = str(error.value)
-    assert "collapsed by step 12 (epoch 2): std 0 is below 0.05" in said
-    assert "evidence: std 0." in said
-    assert " -> 0, rankme " in said
+    assert "collapsed by step 12 (epoch 2): std " in said
+    before, after = re.search(r"evidence: std (\S+) -> (\S+), rankme ", said).groups()
+    assert float(before) > 0.05
+    assert float(after) < 1e-6  # of equal embeddings, up to rounding
     assert "of 16 features" in said
 
 
