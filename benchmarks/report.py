@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 README = HERE / "README.md"
 SCRIPTS: dict[str, tuple[str, list[str]]] = {
-    "views": ("Views", []),
+    "views": ("Views", ["--rounds", "15"]),
     "image_folder": ("From files", []),
     "loader": ("In memory", ["--rounds", "2"]),
     "train_step": ("A training step", []),
