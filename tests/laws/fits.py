@@ -1,4 +1,4 @@
-"""A row of fits in one process a rank, each as ``lit-ssl fit`` runs it: python fits.py FITS.json, or under torchrun.
+"""A row of fits in one process a rank, each as ``lit-ssl fit`` runs it: python fits.py FITS.json [double], or under torchrun.
 
 FITS.json maps folders to the command's arguments. An interpreter's start, with its imports, takes longer than a small
 fit: all fits on a number of processes share one.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,26 +44,27 @@ class FinalState(Callback):
             torch.save(found, Path(trainer.default_root_dir) / "final.pt")
 
 
-def run(fits, processes=1):
+def run(fits, processes=1, double=False):
     """Fit all, {folder: arguments}; returns {folder: (rows of metrics.csv, what FinalState saved)}.
 
-    Fits in one process are shared out to two interpreters, side by side.
+    Fits in one process are shared out to two interpreters, side by side. ``double`` makes float64 torch's default, for
+    strategies that have no 64-true.
     """
     rows = [*fits.items()]
     shares = [dict(share) for share in ((rows[0::2], rows[1::2]) if processes == 1 else (rows,)) if share]
     with ThreadPoolExecutor(len(shares)) as pool:
-        list(pool.map(run_in_a_row, shares, [processes] * len(shares)))
+        list(pool.map(partial(run_in_a_row, processes=processes, double=double), shares))
     return {Path(folder): result(Path(folder)) for folder in fits}
 
 
-def run_in_a_row(fits, processes):
+def run_in_a_row(fits, processes, double):
     folders = [Path(folder) for folder in fits]
     for folder in folders:
         folder.mkdir(parents=True)
     listing = folders[0].parent / f"{folders[0].name}-and-others.json"
     listing.write_text(json.dumps({str(folder): [*map(str, arguments)] for folder, arguments in fits.items()}))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else ()), __file__, str(listing)]
+    command = [sys.executable, *(launcher if processes > 1 else ()), __file__, str(listing), *["double"] * double]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
@@ -80,6 +82,8 @@ def values(rows, name):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    if "double" in sys.argv[2:]:
+        torch.set_default_dtype(torch.float64)
     for folder, arguments in json.loads(Path(sys.argv[1]).read_text()).items():
         own = ["--trainer.default_root_dir", folder, "--trainer.callbacks+", "fits.FinalState"]
         code = main(["--traceback", "fit", *arguments, *COMMON, *own])
