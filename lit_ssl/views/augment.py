@@ -6,7 +6,7 @@ say) is known without asking the device. Only then is a pixel touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -25,7 +25,8 @@ __all__ = ["Draws", "Recipe", "augment", "draw", "is_small"]
 
 _CHANCES = 2 * TRIES + 2 + 5 + 4 + 4 + 1  # uniform numbers a view
 _BLOCK_BYTES = 1 << 20  # of pixels at a time on a CPU: what passes over them find still in its cache
-_ALONE_BYTES = 4 * 3 * 96**2  # of an image or its view, from which on a CPU is faster with one at a time (measured)
+_LARGE_BYTES = 4 * 3 * 72**2  # of an image, from which on a CPU is faster with one crop at a time (measured)
+_ALONE_BYTES = 4 * 3 * 96**2  # of a view, from which on a CPU is faster with one view at a time (measured)
 _PLAIN = 5  # the kind of rows without jitter; the others' is their hue's stage, 0 to 4
 
 
@@ -162,9 +163,18 @@ def _loaded(crops: Tensor, target: Tensor, dtype: torch.dtype, rows: slice) -> T
     return crops.index_select(0, target[rows]).to(dtype).mul_(1 / 255)
 
 
+def _cropped(
+    image: Tensor, source: list[int], draws: Draws, size: tuple[int, int], dtype: torch.dtype, rows: slice
+) -> Tensor:
+    """Some crops of large images, of which each reads what it shows."""
+    places = zip(source[rows], draws.box[rows].tolist(), draws.flip[rows].tolist(), strict=True)
+    return torch.cat([large.crop(image[row], box, flip, size, dtype) for row, box, flip in places])
+
+
 def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Views of all rows, alike rows side by side; a CPU takes as many at a time as stay in its cache."""
     (count, channels, height, width), device = image.shape, image.device
+    whole, view = (4 * channels * h * w for h, w in ((height, width), size))
     compute = torch.promote_types(dtype, torch.float32)
     plan = colour.stages(draws.factors, draws.order, channels)
     kind = plan.hue_stage.where(draws.jitter, _PLAIN)
@@ -174,14 +184,19 @@ def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int
         mask.tolist() for mask in (draws.jitter, draws.grayscale, draws.blur, draws.solarize)
     )
     target = by_kind.to(device, non_blocking=True)
+    crop: Callable[[slice], Tensor]
     if crops is None:
-        down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
-        crop = sampler(image, target % max(1, count), down, across)
+        source = by_kind % max(1, count)
+        if device.type == "cpu" and whole >= _LARGE_BYTES:
+            crop = partial(_cropped, image, source.tolist(), draws, size, compute)
+        else:
+            down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
+            crop = sampler(image, source.to(device, non_blocking=True), down, across)
     else:
         crop = partial(_loaded, crops, target, compute)
     out = image.new_empty((len(by_kind), channels, *size), dtype=dtype)
     if device.type == "cpu":
-        limit = max(1, _BLOCK_BYTES // _bytes(image, size))
+        limit = max(1, _BLOCK_BYTES // (view if whole >= _LARGE_BYTES else max(whole, view)))
     else:  # few launches count for more than a cache
         kind, limit = (kind == _PLAIN).to(torch.int64), len(by_kind)
     for rows in _blocks(kind, limit):
@@ -197,13 +212,13 @@ def _one_by_one(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[i
     """Views of all rows, for images so large that one fills a CPU's cache."""
     rgb, compute = image.shape[1] == 3, torch.promote_types(dtype, torch.float32)
     out = image.new_empty((len(draws.flip), image.shape[1], *size), dtype=dtype)
-    grids, radius = large.grids(size, compute), kernel_radius(size[0])
+    radius = kernel_radius(size[0])
     box, flip, jitter, factors, order, gray, blur, sigma, solarize = (
         getattr(draws, field.name).tolist() for field in fields(draws)
     )
     for row, view in enumerate(out):
         if crops is None:
-            x = large.crop(image[row % len(image)], box[row], flip[row], grids)
+            x = large.crop(image[row % len(image)], box[row], flip[row], size, compute)
         else:
             x = crops[row : row + 1].to(compute).mul_(1 / 255)
         if jitter[row]:
@@ -214,13 +229,9 @@ def _one_by_one(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[i
             x = large.blur(x, sigma[row], radius)
         if solarize[row]:
             x = colour.solarize(x)
-        view.copy_(x[0].clamp_(0, 1))
+        x = x[0].expand_as(view)
+        torch.clamp(x, 0, 1, out=view) if dtype == compute else view.copy_(x).clamp_(0, 1)
     return out
-
-
-def _bytes(image: Tensor, size: tuple[int, int]) -> int:
-    """Of an image or its view, whichever is larger, in float32."""
-    return 4 * image.shape[1] * max(image.shape[2] * image.shape[3], size[0] * size[1])
 
 
 @torch.no_grad()
@@ -249,7 +260,7 @@ def augment(
         Tensors (B, C, *size) in [0, 1], contiguous, on the device of ``image``.
     """
     draws = draw(key, prefix, recipes, (image.shape[2], image.shape[3]))
-    alone = image.device.type == "cpu" and _bytes(image, size) >= _ALONE_BYTES
+    alone = image.device.type == "cpu" and 4 * image.shape[1] * size[0] * size[1] >= _ALONE_BYTES
     with torch.autocast(image.device.type, enabled=False):
         out = (_one_by_one if alone else _together)(image, crops, draws, size, dtype)
     return list(out.view(len(recipes), len(image), *out.shape[1:]).unbind(0))

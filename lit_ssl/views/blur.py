@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from .geometry import separable
 
-__all__ = ["SIGMAS", "gaussian_blur", "kernel_radius"]
+__all__ = ["SIGMAS", "gaussian_blur", "kernel_radius", "reflected"]
 
 SIGMAS = 4.5  # where a kernel ends, if not before: 7e-6 of its weight lie beyond, less than any picture shows
 
@@ -20,15 +22,20 @@ def kernel_radius(size: int) -> int:
     return max(1, size // 20)
 
 
+@lru_cache(maxsize=64)
+def reflected(size: int, radius: int) -> Tensor:
+    """The pixels that each pixel's kernel covers, reflected at the edges: int64 (size, 2 * radius + 1)."""
+    place = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).abs()
+    return (size - 1) - ((size - 1) - place).abs()
+
+
 def _axis(sigma: Tensor, radius: int, size: int) -> Tensor:
     """Blur matrices with the image reflected at its edges: (B, size, size)."""
     tap = torch.arange(-radius, radius + 1, dtype=sigma.dtype, device=sigma.device)
     weight = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
     weight *= tap.abs() <= (SIGMAS * sigma).ceil().clamp(min=1)[:, None]
     weight /= weight.sum(dim=1, keepdim=True)
-    place = torch.arange(size, device=sigma.device)[:, None] + torch.arange(-radius, radius + 1, device=sigma.device)
-    place = place.abs()
-    place = (size - 1) - ((size - 1) - place).abs()
+    place = reflected(size, radius).to(sigma.device)
     out = sigma.new_zeros((len(sigma), size, size))
     return out.scatter_add_(2, place.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
 

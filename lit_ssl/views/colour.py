@@ -24,8 +24,8 @@ __all__ = [
     "grayscale",
     "hue",
     "jitter",
-    "luma",
     "saturation",
+    "shares",
     "solarize",
     "stages",
 ]
@@ -34,10 +34,9 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def luma(x: Tensor) -> Tensor:
-    """The share of each channel in gray, on the device and in the dtype of ``x`` (B, C, h, w): (C,)."""
-    channels = x.shape[1]
-    return x.new_tensor(_LUMA if channels == 3 else (1 / channels,) * channels)
+def shares(channels: int) -> tuple[float, ...]:
+    """The share of each channel in gray."""
+    return _LUMA if channels == 3 else (1 / channels,) * channels
 
 
 def gray(x: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ def stages(factors: Tensor, order: Tensor, channels: int) -> Stages:
     factor = factors.gather(1, kind)
     turn = turns(factors[:, HUE])
     hue_stage = (order == HUE).to(torch.uint8).argmax(dim=1)
-    share = factors.new_tensor(_LUMA if channels == 3 else (1 / channels,) * channels)
+    share = factors.new_tensor(shares(channels))
     to_mean = ((1 - factor) * (kind == CONTRAST))[:, :, None] * share
     if channels != 3:
         return Stages(factor.where(kind != SATURATION, 1.0), to_mean, turn, torch.full_like(hue_stage, 4))

@@ -8,6 +8,7 @@ ones on a CPU a sum of two rows of pixels takes the place of the first product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -93,17 +94,27 @@ class Axis:
         weights *= ((pixel > self.low[:, None]) & (pixel < self.high[:, None]))[:, None]
         return weights.div_(weights.sum(dim=2, keepdim=True))
 
-    def neighbours(self) -> tuple[Tensor, Tensor]:
-        """Of an axis that enlarges, the two source pixels that each of the result is made of, and their weights.
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """The same as :meth:`weights`, without the zeros: the source pixels that count, and their weights.
 
         Returns:
-            int32 and floating point (B, target, 2).
+            int64 and floating point (B, target, taps); two taps where the axis enlarges. Taps outside of the source are
+            those at its edge, with a weight of 0.
         """
-        place = self.centre - 0.5
-        first = place.floor()
-        share = place - first
-        pixel = torch.stack([first, first + 1], dim=2).to(torch.int32).clamp_(max=self.source - 1)
-        return pixel, torch.stack([1 - share, share], dim=2)
+        last = self.source - 1
+        if self.enlarges:
+            place = self.centre - 0.5
+            first = place.floor()
+            share = place - first
+            return torch.stack([first, first + 1], dim=2).to(torch.int64).clamp_(max=last), torch.stack(
+                [1 - share, share], dim=2
+            )
+        reach = self.scale.clamp(min=1)[:, None]
+        first = (self.centre - reach - 0.5).ceil()[:, :, None]
+        pixel = first + torch.arange(math.ceil(2 * float(reach.max())), device=first.device)
+        weights = torch.rsub((pixel + 0.5 - self.centre[:, :, None]).abs_().div_(reach[:, :, None]), 1).relu_()
+        weights *= (pixel + 0.5 > self.low[:, None, None]) & (pixel + 0.5 < self.high[:, None, None])
+        return pixel.to(torch.int64).clamp_(0, last), weights.div_(weights.sum(dim=2, keepdim=True))
 
 
 def axis(start: Tensor, length: Tensor, flip: Tensor | None, source: int, target: int, beyond: bool = False) -> Axis:
@@ -198,9 +209,9 @@ def sampler(image: Tensor, source: Tensor, down: Axis, across: Axis) -> Callable
     if image.device.type != "cpu" or not (down.enlarges and across.enlarges) or size[0] * size[1] >= _LARGE**2:
         return lambda rows: resample(image.index_select(0, source[rows]), down[rows], across[rows])
     table = image.to(down.centre.dtype, memory_format=torch.contiguous_format).view(-1, width)
-    pixel, weight = down.neighbours()
+    pixel, weight = down.taps()
     plane = (source[:, None] * channels + torch.arange(channels)).to(torch.int32)
-    pixel = pixel[:, None] + height * plane[:, :, None, None]
+    pixel = pixel.to(torch.int32)[:, None] + height * plane[:, :, None, None]
     weight = weight.mul_(1 / 255)[:, None].expand_as(pixel)
 
     def some(rows: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""A row of fits in one process a rank, each as ``lit-ssl fit`` runs it: python fits.py FITS.json [double], or under torchrun.
+"""A row of fits in one process a rank, each as ``lit-ssl fit`` runs it: python fits.py FITS.json [double], or torchrun.
 
 FITS.json maps folders to the command's arguments. An interpreter's start, with its imports, takes longer than a small
 fit: all fits on a number of processes share one.
