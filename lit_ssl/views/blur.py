@@ -35,7 +35,7 @@ def _axis(sigma: Tensor, radius: int, size: int) -> Tensor:
     weight = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
     weight *= tap.abs() <= (SIGMAS * sigma).ceil().clamp(min=1)[:, None]
     weight /= weight.sum(dim=1, keepdim=True)
-    place = reflected(size, radius).to(sigma.device)
+    place = reflected(size, radius).to(sigma.device, non_blocking=True)
     out = sigma.new_zeros((len(sigma), size, size))
     return out.scatter_add_(2, place.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
 

@@ -106,9 +106,8 @@ class Axis:
             place = self.centre - 0.5
             first = place.floor()
             share = place - first
-            return torch.stack([first, first + 1], dim=2).to(torch.int64).clamp_(max=last), torch.stack(
-                [1 - share, share], dim=2
-            )
+            pixel = torch.stack([first, first + 1], dim=2)
+            return pixel.to(torch.int64).clamp_(max=last), torch.stack([1 - share, share], dim=2)
         reach = self.scale.clamp(min=1)[:, None]
         first = (self.centre - reach - 0.5).ceil()[:, :, None]
         pixel = first + torch.arange(math.ceil(2 * float(reach.max())), device=first.device)

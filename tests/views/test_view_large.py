@@ -78,12 +78,14 @@ def test_crop_is_the_batchs(data, size, target, flip):
 def test_views_are_the_same_one_by_one_and_together(views, channels, monkeypatch):
     image = (255 * torch.cat([picture(n, channels, 40, 30) for n in range(6)])).to(torch.uint8)
     key, spec = sample_key(0, 3, torch.arange(6)), ImageSpec((98, 98), channels)
-    made = {}
-    for limit in (1, 10**9):
-        monkeypatch.setattr(augment, "_ALONE_BYTES", limit)
-        made[limit] = views(image, key, spec, torch.float64)
-    for one, other in zip(*made.values(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    made = []
+    for alone, large_image in ((1, 1), (10**9, 1), (10**9, 10**9)):
+        monkeypatch.setattr(augment, "_ALONE_BYTES", alone)
+        monkeypatch.setattr(augment, "_LARGE_BYTES", large_image)
+        made.append(views(image, key, spec, torch.float64))
+    for one, cropped, together in zip(*made, strict=True):
+        torch.testing.assert_close(one, together, atol=1e-6, rtol=0)
+        torch.testing.assert_close(cropped, together, atol=1e-6, rtol=0)
         assert one.is_contiguous()
         assert 0 <= one.min() <= one.max() <= 1
 
