@@ -19,7 +19,7 @@ test: ## the fast suite
 	pytest
 
 slow: ## laws, wheel in an empty environment, README blocks, long runs
-	pytest -m slow -n 2 --dist loadfile
+	pytest -m slow
 
 bench: ## benchmarks/README.md
 	python benchmarks/report.py

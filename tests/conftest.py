@@ -1,4 +1,5 @@
 import logging
+import os
 
 import pytest
 import torch
@@ -6,6 +7,10 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from lit_ssl import ImageSpec
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # files run side by side, with one thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

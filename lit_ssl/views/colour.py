@@ -102,15 +102,15 @@ def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
 
 @dataclass(frozen=True)
 class Stages:
-    """Colour jitter of B images as four places for a turn of the hue, and an affine map between any two of them.
+    """Colour jitter of B images as places for a turn of the hue, and an affine map between any two of them.
 
     Brightness, contrast and saturation are all ``clamp(matrix @ pixel + to_mean @ mean of the pixels)``. So images that
     draw them in different orders still go through the same three batched products; contrast's mean of the gray image is
     the gray of the channels' means.
 
     Args:
-        matrix: (B, 3, 3, 3), for RGB; (B, 3), one factor for all channels, otherwise.
-        to_mean: (B, 3, C).
+        matrix: (B, 3, 3, 3), for RGB; (B, 2), one factor for all channels, otherwise: saturation changes nothing there.
+        to_mean: (B, 3 or 2, C).
         turn: (B, 3, 3) and (B,), of the hue, from :func:`turns`.
         hue_stage: int64 (B,) on the host, how many maps come before the hue; 4 for no turn.
     """
@@ -139,14 +139,15 @@ def stages(factors: Tensor, order: Tensor, channels: int) -> Stages:
         order: int64 (B, 4) on the host, permutations of 0 to 3: which of the four comes first, second and so on.
         channels: of the images.
     """
-    kind = order[order != HUE].view(-1, 3)
+    maps = order != HUE if channels == 3 else (order != HUE) & (order != SATURATION)
+    kind = order[maps].view(-1, 3 if channels == 3 else 2)
     factor = factors.gather(1, kind)
     turn = turns(factors[:, HUE])
     hue_stage = (order == HUE).to(torch.uint8).argmax(dim=1)
     share = factors.new_tensor(shares(channels))
     to_mean = ((1 - factor) * (kind == CONTRAST))[:, :, None] * share
     if channels != 3:
-        return Stages(factor.where(kind != SATURATION, 1.0), to_mean, turn, torch.full_like(hue_stage, 4))
+        return Stages(factor, to_mean, turn, torch.full_like(hue_stage, 4))
     to_gray = ((1 - factor) * (kind == SATURATION))[:, :, None, None] * share
     matrix = torch.addcmul(to_gray, factor[:, :, None, None], torch.eye(3, dtype=factors.dtype))
     return Stages(matrix, to_mean, turn, hue_stage.where(factors[:, HUE] != 0, 4))
@@ -166,7 +167,7 @@ def jitter(x: Tensor, plan: Stages) -> Tensor:
             x = _turned(x, *plan.turn)
         elif turns[stage] and (rows := chosen((plan.hue_stage == stage).tolist(), x.device)) is not None:
             x[rows] = _turned(x[rows], *(part[rows] for part in plan.turn))
-        if stage < 3:
+        if stage < plan.matrix.shape[1]:
             x = _affine(x, plan.matrix[:, stage], plan.to_mean[:, stage])
     return x
 

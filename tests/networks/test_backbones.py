@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lit_ssl.networks import build_backbone
+from lit_ssl.networks.small import ConvNet
 from lit_ssl.spec import ImageSpec
 
 
@@ -261,3 +262,15 @@ def test_small_nets_can_be_copied_and_pickled(name):
     x = images(ImageSpec(28, 1))
     for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
         assert torch.equal(twin(x), backbone(x))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (32, 20), (9, 17), (5, 5)])
+@pytest.mark.parametrize("grid", [1, 2, 3])
+def test_a_small_net_pools_the_cells_of_its_map(size, grid):
+    net = ConvNet(1, width=4, stages=1, pool="avgmax", grid=grid).double().eval()
+    x = torch.rand(3, 1, *size, generator=torch.manual_seed(0), dtype=torch.float64)
+    maps = net.stages(net.stem(x))
+    pools = torch.nn.functional.adaptive_avg_pool2d, torch.nn.functional.adaptive_max_pool2d
+    want = torch.cat([pool(maps, grid) for pool in pools], 1).flatten(1)
+    torch.testing.assert_close(net(x), want, atol=1e-12, rtol=0)
+    assert net(x).shape == (3, net.num_features)
