@@ -172,7 +172,9 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=["all"], choices=[*METHODS, "all"])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--trial-minutes", type=float, default=1)
-    parser.add_argument("--root", required=True, help="folder that holds FashionMNIST/raw, as torchvision lays it out")
+    parser.add_argument(
+        "--root", default="data", help="folder of the data set, as torchvision lays it out (default: data)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")

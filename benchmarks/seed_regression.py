@@ -224,10 +224,11 @@ def main() -> None:
     file = Path(a.json) if a.json else None
     rows: list[dict[str, Any]] = json.loads(file.read_text()) if file is not None and file.exists() else []
     with ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn"), initializer=quiet) as pool:
-        pending = {}
+        pending, tasks = {}, []
         for seed, objective, chosen in wanted:
             images = 50_000 if a.trials else 60_000
             task = {"seed": seed, "objective": objective, "images": images, "epochs": a.epochs, **(chosen or {})}
+            tasks.append(task)
             if not any(task.items() <= row.items() for row in rows):
                 measured = trial if a.trials else run
                 pending[pool.submit(measured, a.root, chosen, seed, a.epochs, a.accelerator)] = task
@@ -236,6 +237,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             if file is not None:
                 file.write_text(json.dumps(rows, indent=1) + "\n")
+    rows = [row for row in rows if any(task.items() <= row.items() for task in tasks)]  # what was asked for
     if a.trials:
         report_trials(rows, a.seeds)
     else:

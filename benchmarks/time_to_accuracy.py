@@ -200,8 +200,8 @@ def report(results: Results, found: dict[int, tuple[float, float | None]], budge
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder that holds FashionMNIST/raw, as torchvision lays it out")
-    parser.add_argument("--minutes", type=float, default=1, help="of each peer's run (default: 1)")
-    parser.add_argument("--trial-minutes", type=float, default=0.35)
+    parser.add_argument("--minutes", type=float, default=2, help="of each peer's run (default: 2)")
+    parser.add_argument("--trial-minutes", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -16,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_ssl.checkpoint import RUN_NOTE, CheckpointError, WholeFileIO, clean, newest_whole, run_note
+from lit_ssl.checkpoint import CheckpointError, WholeFileIO, clean, newest_whole, run_note, write_note
 from lit_ssl.distributed import global_count
 
 __all__ = ["ExactCheckpoint"]
@@ -113,7 +112,6 @@ class ExactCheckpoint(ModelCheckpoint):
         if stage == "fit" and trainer.is_global_zero and not self._idle(trainer) and "://" not in str(self.dirpath):
             folder = Path(str(self.dirpath))
             folder.mkdir(parents=True, exist_ok=True)  # also says that the folder around it is that of a fit
-            clean(folder)
 
     def _check_alike(self, trainer: Trainer) -> None:
         """Ranks look for themselves, when they cannot talk to each other yet. A collective call."""
@@ -147,13 +145,15 @@ class ExactCheckpoint(ModelCheckpoint):
         return {self._found}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what belongs to these checkpoints and cannot be told from their folder."""
+        """Clean their folder, and note what belongs to these checkpoints and cannot be told from it."""
         runs = [logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         log_dir = trainer.log_dir  # a collective call: every rank makes it
         folder = Path(str(self.dirpath))
+        if trainer.is_global_zero and folder.is_dir() and not self._idle(trainer):
+            clean(folder)  # not earlier: what is loaded from may be damaged, and this names it so
         elsewhere = bool(trainer.loggers) and log_dir is not None and Path(log_dir).resolve() != folder.resolve().parent
         if trainer.is_global_zero and folder.is_dir() and (runs or elsewhere):
-            (folder / RUN_NOTE).write_text(json.dumps({"wandb": runs, "log_dir": log_dir}))
+            write_note(folder, {"wandb": runs, "log_dir": log_dir})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["pending_row"] = self._row

@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -121,7 +122,7 @@ def damage_of(path: str | Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError) as error:
         return str(error)
     return None if record is None else f"its record {record} does not match its checksum"
 
@@ -141,8 +142,15 @@ def run_note(folder: Path) -> dict[str, Any]:
     """What ExactCheckpoint noted beside the checkpoints: the ids of W&B runs, and the folder of the metrics."""
     try:
         return dict(json.loads((folder / RUN_NOTE).read_text()))
-    except (OSError, ValueError):  # there is none, or a kill came while it was written
+    except (OSError, ValueError):
         return {}
+
+
+def write_note(folder: Path, note: dict[str, Any]) -> None:
+    """Write what :func:`run_note` reads: a kill leaves the old one or the new one."""
+    partial = folder / f".{RUN_NOTE}{_PARTIAL}"
+    partial.write_text(json.dumps(note))
+    os.replace(partial, folder / RUN_NOTE)
 
 
 def clean(folder: Path) -> None:
@@ -154,6 +162,28 @@ def clean(folder: Path) -> None:
         os.replace(last, last.with_suffix(".ckpt.damaged"))
 
 
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Compare the checksum of a checkpoint's file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged; the message names a whole one beside it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    if damage := damage_of(path):
+        others = [other for other in path.parent.glob("*.ckpt") if other != path and other.is_file()]
+        older = [other for other in others if other.stat().st_mtime_ns <= path.stat().st_mtime_ns]
+        instead = "there is no whole one beside it"
+        for which, candidates in (("before", older), ("beside", others)):
+            whole, _ = newest_whole(candidates)
+            if whole:
+                instead = f"the one {which} it is whole: {whole}"
+                break
+        raise CheckpointError(f"{path} is not a whole checkpoint ({damage}); {instead}")
+
+
 def load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """A checkpoint from a local file, after its checksum has been compared. Never runs code from the file.
 
@@ -161,13 +191,7 @@ def load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dic
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged (the message names a whole one beside it), or it would run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
-    if damage := damage_of(path):
-        whole, _ = newest_whole(other for other in path.parent.glob("*.ckpt") if other != path and other.is_file())
-        instead = f"the one before it is whole: {whole}" if whole else "there is no whole one beside it"
-        raise CheckpointError(f"{path} is not a whole checkpoint ({damage}); {instead}")
+    check_whole(path)
     try:
         return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -213,7 +237,10 @@ class WholeFileIO(TorchCheckpointIO):
                 partial.unlink()
             if not isinstance(error, OSError):
                 raise
-            before = "the one saved before it stays as it was" if path.is_file() else "there is none before it"
+            before = "there is none before it"
+            if kept := [p for p in (path, path.with_name(f"last-previous{path.suffix}")) if p.is_file()]:
+                before = "the one saved before it stays as it was"
+                before += "" if kept[0] == path else f", {kept[0]}"
             free = f", {_free(path.parent)} free" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
             raise CheckpointError(
                 f"could not save {path}: {error.strerror or error}{free}; {before}. Make room and go on with "

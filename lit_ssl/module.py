@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lit_ssl.checkpoint import check_whole
 from lit_ssl.checks import check_choice, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
 from lit_ssl.hyperparameters import to_plain, views_from
@@ -261,7 +263,7 @@ class SSLModule(LightningModule):
             arguments["lr"] = scaled_lr(arguments["lr"], self._global_batch(), self.lr_scaling)
         optimizer = build_optimizer(self, **arguments)
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup = self.warmup_epochs * steps_per_epoch if math.isfinite(steps_per_epoch) else 0
+        warmup = self.warmup_epochs * math.ceil(steps_per_epoch) if math.isfinite(steps_per_epoch) else 0
         scheduler = warmup_cosine(
             optimizer,
             warmup_steps=int(min(warmup, total / 5)),
@@ -292,6 +294,13 @@ class SSLModule(LightningModule):
         if self.trainer.predicting or self.spec is None:
             return batch
         return with_views(batch, self.views, self.spec, cast(torch.dtype, self.dtype))
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, after the checksum of a local file has been compared; never runs code from the file."""
+        if isinstance(checkpoint_path, (str, os.PathLike)) and "://" not in str(checkpoint_path):
+            check_whole(checkpoint_path)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what loading needs: without the data, without other files, and without knowing the class."""

@@ -8,8 +8,9 @@ keeps it, and its gradient is averaged as DDP would.
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from lit_ssl.checkpoint import check_whole
 from lit_ssl.distributed import average_
 from lit_ssl.networks.masked import encode_visible, is_vit
 
@@ -46,6 +48,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """As ``ModelParallelStrategy``, after a file's checksum has been compared; never runs code from the file."""
+        if Path(checkpoint_path).is_file():
+            check_whole(Path(checkpoint_path))
+        return super().load_checkpoint(checkpoint_path, weights_only=True)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes

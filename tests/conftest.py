@@ -60,3 +60,16 @@ def make_trainer(tmp_path):
 def tiny():
     """Arguments that make any method small."""
     return {"backbone": "mlp", "backbone_options": {"hidden": (32, 16)}}
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """The folder of a tiny BERT and its tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle"]))
+    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=8, max_position_embeddings=12, **sizes))
+    model.save_pretrained(tmp_path)
+    return tmp_path

@@ -147,9 +147,15 @@ def test_a_damaged_file_is_refused_and_the_one_before_it_named(tmp_path):
     newest, damaged = newest_whole(tmp_path.glob("*.ckpt"))
     assert value(newest) == 1
     assert list(damaged) == [last]
-    (tmp_path / "last-previous.ckpt").unlink()
+    (tmp_path / "last-previous.ckpt").rename(tmp_path / "later.ckpt")
+    os.utime(tmp_path / "later.ckpt", (2e9, 2e9))
+    with pytest.raises(CheckpointError, match=r"the one beside it is whole: .*later\.ckpt"):
+        load(last)
+    (tmp_path / "later.ckpt").unlink()
     with pytest.raises(CheckpointError, match="there is no whole one beside it"):
         load(last)
+    with pytest.raises(CheckpointError, match="there is no whole one beside it"):
+        SimCLR.load_from_checkpoint(last)
     clean(tmp_path)
     assert os.listdir(tmp_path) == ["last.ckpt.damaged"]
     with pytest.raises(FileNotFoundError, match=r"last\.ckpt"):

@@ -40,7 +40,7 @@ class CLIP(SSLModule):
         text_encoder: ``transformer`` (:class:`~lit_ssl.networks.text.TextTransformer`, trained from the start), or
             ``transformers:NAME`` or ``sentence-transformers:NAME``, a model of those libraries.
         text_options: of the transformer: ``width``, ``depth``, ``heads``, ``pool``, ``causal``.
-        text_pretrained: load the weights of a named text model.
+        text_pretrained: load the weights of a ``transformers:`` model; a sentence encoder always comes with its own.
         tokenizer: ``bytes``, or the path of a ``tokenizer.json`` (the extra ``text``); checkpoints keep its content.
         context_length: most tokens a caption. Default 256 bytes, about CLIP's 77 byte pairs.
         embedding_dim: of the shared space. Default 512 (table 20).
@@ -226,7 +226,10 @@ class CLIP(SSLModule):
             return F.normalize(self.text_projection(self._encode_text(text)).float(), dim=-1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What all methods store, and the content of a tokenizer file; the text tower needs no other weights now."""
+        """What all methods store, and the content of a tokenizer file.
+
+        A named text model's weights are in the checkpoint, too; loading reads its configuration and tokenizer again.
+        """
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] |= {"text_pretrained": False}
         if isinstance(tower := getattr(self, "text", None), TextTransformer):

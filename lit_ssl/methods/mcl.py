@@ -126,7 +126,8 @@ class MCL(SSLModule):
             warnings.warn(
                 "mask_mode='complement' leaks: the places that one view of an image shows tell which ones the other "
                 "shows, so pairs can be matched without a look at the images, and little may be learned about them; "
-                "mask_mode='shared' or 'independent' does not leak, and a mask_ratio above 0.9 leaks little",
+                "mask_mode='shared' or 'independent' does not leak, and few visible patches, far fewer than the square "
+                "root of all, leak little",
                 stacklevel=2,
             )
 

@@ -127,7 +127,9 @@ class MoCo(SSLModule):
     def on_after_backward(self) -> None:
         """Enqueue the keys of all ranks: after the loss, else each positive would be among its own negatives."""
         if self.queue_size:
-            keys = gather(F.normalize(torch.cat(self._keys)).to(self.queue))[-self.queue_size :]
+            keys = F.normalize(torch.stack(self._keys, dim=1), dim=-1).to(self.queue)  # (B, views, D)
+            # All of one view, then all of the next, on any number of processes.
+            keys = gather(keys).transpose(0, 1).flatten(0, 1)[-self.queue_size :]
             slots = (self.queue_position + torch.arange(len(keys), device=keys.device)) % self.queue_size
             self.queue.index_copy_(0, slots, keys)
             self.queue_position.add_(len(keys)).remainder_(self.queue_size)

@@ -228,7 +228,7 @@ class VAE(SSLModule):
         """The share of beta at this step: a function of the step alone, so that a resumed run goes on with it."""
         if not self.training or not self.kl_warmup_epochs or self._trainer is None:
             return 1.0
-        steps = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         return min(1.0, self.global_step / (self.kl_warmup_epochs * steps))
 
     def on_train_start(self) -> None:

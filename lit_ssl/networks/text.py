@@ -222,8 +222,10 @@ class SentenceEncoder(TextEncoder):
 def _prepare(encoder: TextEncoder) -> None:
     """Turn dropout off, find ``num_features``, and freeze what the features do not depend on, such as a pooler.
 
-    DDP waits for the gradient of every trainable parameter; an unused one would stop it.
+    DDP waits for the gradient of every trainable parameter; an unused one would stop it. Weights are float32, in
+    whatever precision they were stored: the trainer's says what they become.
     """
+    encoder.float()
     for child in encoder.modules():
         if isinstance(child, nn.Dropout):
             child.p = 0.0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lit_ssl.checkpoint import damage_of
 
 __all__ = ["load_backbone"]
 
@@ -35,8 +38,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no set of weights, holds no ``backbone.…`` entry where it has a Lightning checkpoint's
-            form, or keys are missing, unexpected or of another shape (all are listed).
+        ValueError: the file is damaged, is no set of weights, holds no ``backbone.…`` entry where it has a Lightning
+            checkpoint's form, or keys are missing, unexpected or of another shape (all are listed).
     """
     path = Path(path)
     weights = {_plain(key): value for key, value in _read(path).items()}
@@ -81,6 +84,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
     else:
+        if zipfile.is_zipfile(path) and (damage := damage_of(path)):
+            raise ValueError(f"{path} is damaged ({damage})")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

@@ -95,6 +95,15 @@ def test_last_goes_on_behind_a_damaged_file(fit, tmp_path):
     assert whole.keys() == load(tmp_path / "last.ckpt")["state_dict"].keys()
 
 
+def test_a_damaged_last_that_is_named_is_an_error_and_stays(fit, tmp_path):
+    fit(ExactCheckpoint(tmp_path, every_n_train_steps=3))
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is not a whole checkpoint .*whole: .*last-previous\.ckpt"):
+        fit(ExactCheckpoint(tmp_path), ckpt_path=str(last), max_epochs=3)
+    assert sorted(os.listdir(tmp_path)) == ["last-previous.ckpt", "last.ckpt"]
+
+
 def test_last_is_an_error_where_all_files_are_damaged(fit, tmp_path):
     for name in ("last.ckpt", "last-previous.ckpt"):
         (tmp_path / name).write_bytes(b"PK")

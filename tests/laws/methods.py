@@ -21,6 +21,10 @@ METHODS = {
     "simclr": ["--config", "method/simclr", *QUICKSTART, *CONV, *PROJECTOR],
     "simclr_hard": ["--config", "method/simclr_hard", *QUICKSTART, *CONV, *PROJECTOR],
     "moco": ["--config", "method/moco", "--model.queue_size", "256", *QUICKSTART, *CONV, *PROJECTOR],
+    "moco_symmetric": [
+        *("--config", "method/moco", "--model.symmetric", "true", "--model.queue_size", "200"),
+        *(*QUICKSTART, *CONV, *PROJECTOR),
+    ],
     "moco_v3": ["--config", "method/moco_v3", "--model.lr", "0.1", *QUICKSTART, *CONV, *PROJECTOR],
     "mae": ["--config", "method/mae", *QUICKSTART, *VIT, *DECODER],
     "mae_convnet": ["--config", "method/mae", "--model.mask_fill", "noise", *QUICKSTART, *CONV, *NARROW],
@@ -31,9 +35,14 @@ METHODS = {
     "lejepa": ["--config", "method/lejepa", *CALM, *QUICKSTART, *VIT, *PROJECTOR],
     "clip": ["--config", "method/clip", *VIT, *TEXT],
     "siglip": ["--config", "method/siglip", *VIT, *TEXT],
+    "slip": [
+        *("--config", "method/slip", "--model.mask_ratio", "0.5", "--model.simclr_hidden", "32"),
+        *("--model.simclr_dim", "16", *VIT, *TEXT),
+    ],
 }
 
-VARIANTS = {"simclr_hard", "mae_convnet", "mcl_independent"}  # further settings of methods that are there already
+# Further settings of methods that are there already.
+VARIANTS = {"simclr_hard", "moco_symmetric", "mae_convnet", "mcl_independent", "slip"}
 
 # Where neither the loss nor a norm couples the images of a batch: two half batches in a row are one whole batch.
 UNCOUPLED = {
@@ -43,6 +52,5 @@ UNCOUPLED = {
 
 # Those that take a ViT, for parameters that are sharded over processes.
 SHARDED = {
-    name: METHODS[name] if VIT[1] in METHODS[name] else [*METHODS[name], *VIT]
-    for name in ("simclr", "moco", "moco_v3", "mae", "mcl", "fusion", "vae", "lejepa", "clip", "siglip")
+    name: given if VIT[1] in given else [*given, *VIT] for name, given in METHODS.items() if name not in VARIANTS
 }

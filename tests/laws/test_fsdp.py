@@ -70,6 +70,7 @@ def test_a_sharded_run_resumes_from_its_checkpoint(method, fitted):
 def test_its_checkpoint_is_one_file_that_loads_without_sharding(method, fitted):
     path = fitted["root"] / f"saved-{method}" / f"step={SAVED}.ckpt"
     assert path.is_file()
+    assert b"lit-ssl sha256" in path.read_bytes()[-100:]
     name = torch.load(path, weights_only=True)["class_path"].rpartition(".")[2]
     module = getattr(lit_ssl, name).load_from_checkpoint(path)
     assert module.state_dict().keys() == fitted[f"sharded-{method}"][1]["state"].keys()

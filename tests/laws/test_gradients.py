@@ -22,20 +22,20 @@ def draw(*shape, seed, dtype):
 def pairs(loss, queue=False, **options):
     """A loss of two codes of each row."""
 
-    def value(rows, learned, dtype):
+    def value(rows, learned, dtype, **dense):
         past = {"queue": draw(6, 4, seed=2, dtype=dtype)} if queue else {}
         codes = (draw(ROWS, 5, seed=seed, dtype=dtype)[rows] @ learned["weight"] for seed in (0, 1))
-        return loss(*codes, **past, **options)
+        return loss(*codes, **past, **{**options, **dense})
 
     return value
 
 
 def captioned(loss, duplicates=False, **options):
-    def value(rows, learned, dtype):
+    def value(rows, learned, dtype, **dense):
         same = {"duplicates": CAPTIONS[rows]} if duplicates else {}
         codes = (draw(ROWS, 5, seed=seed, dtype=dtype)[rows] @ learned["weight"] for seed in (0, 1))
         logits = {name: learned[name] for name in ("logit_scale", "logit_bias") if name in learned}
-        return loss(*codes, **logits, **same, **options)
+        return loss(*codes, **logits, **same, **{**options, **dense})
 
     return value
 
@@ -99,7 +99,7 @@ ROW_BY_ROW = {"bernoulli_log_likelihood", "gaussian_kl", "gaussian_log_likelihoo
 ROW_BY_ROW |= {"normalize_patches"}
 
 
-def gradients(name, rows, dtype):
+def gradients(name, rows, dtype, chunks=True):
     """The value of a loss of some rows, and its gradient with respect to all that learns."""
     learned = {"weight": draw(5, 4, seed=3, dtype=dtype)}
     if name.startswith(("clip", "siglip")):
@@ -108,7 +108,8 @@ def gradients(name, rows, dtype):
         learned["logit_bias"] = torch.tensor(-1.0, dtype=dtype)
     for parameter in learned.values():
         parameter.requires_grad_()
-    value = CASES[name](rows, learned, dtype)
+    dense = {"chunk_size": None} if "chunked" in name and not chunks else {}
+    value = CASES[name](rows, learned, dtype, **dense)
     value.backward()
     return {"value": value.detach()} | {name: parameter.grad for name, parameter in learned.items()}
 
@@ -182,8 +183,8 @@ WORLDS = pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.
 @WORLDS
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_ranks_average_to_the_single_process(world, dtype):
-    for name in CASES:
-        expected = gradients(name, slice(None), dtype)
+    for name in CASES:  # blocks of rows, gathered, against all rows at once in one process
+        expected = gradients(name, slice(None), dtype, chunks=False)
         for shards in SHARDS[world]:
             off = error(averages(world)[f"{name} {shards} {dtype}"], expected)
             assert off <= TOLERANCE[dtype], f"{name}, {shards}: {off:.1e}"

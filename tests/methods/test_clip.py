@@ -246,6 +246,18 @@ def test_a_checkpoint_holds_the_content_of_a_tokenizer_file(loader, make_trainer
     assert torch.equal(loaded.represent_text(CAPTIONS), method.represent_text(CAPTIONS))
 
 
+def test_a_text_tower_of_transformers(bert, loader, make_trainer, tmp_path, tiny):
+    pytest.importorskip("transformers")
+    small = {name: value for name, value in SMALL.items() if name != "text_options"}
+    method = CLIP(spec=SPEC, text_encoder=f"transformers:{bert}", **small, **tiny)
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(method, loader)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = CLIP.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(loaded.represent_text(CAPTIONS), method.represent_text(CAPTIONS))
+    assert method.represent_text(CAPTIONS).unique(dim=0).shape[0] > 1
+
+
 def test_nothing_is_read_back_from_the_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the device used here
     for name in VARIANTS:

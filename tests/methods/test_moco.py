@@ -46,6 +46,14 @@ def test_keys_join_the_queue_after_the_loss(spec, tiny, images, make_trainer):
     assert info_nce(method._keys[0], method._keys[0], queue=method.queue, temperature=0.01) >= math.log(2)
 
 
+def test_keys_of_two_views_join_view_by_view(spec, tiny):
+    method = moco(spec, tiny, queue_size=12, symmetric=True)
+    keys = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    method._keys = [*keys]
+    method.on_after_backward()
+    torch.testing.assert_close(method.queue[:8], torch.nn.functional.normalize(keys.flatten(0, 1)))
+
+
 def test_the_queue_is_a_ring_of_any_length(spec, tiny):
     method = moco(spec, tiny, queue_size=5)
     rows = torch.nn.functional.normalize(torch.randn(9, 8, generator=torch.Generator().manual_seed(0)))

@@ -101,19 +101,6 @@ def test_without_the_library_the_extra_is_named(library, monkeypatch):
         build_text_encoder(f"{library}:some/model")
 
 
-@pytest.fixture
-def bert(tmp_path):
-    """The folder of a tiny BERT and its tokenizer."""
-    transformers = pytest.importorskip("transformers")
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "circle"]))
-    transformers.BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig(vocab_size=8, max_position_embeddings=12, **sizes))
-    model.save_pretrained(tmp_path)
-    return tmp_path
-
-
 def check_pretrained(text):
     features = text(text.tokenize(["a red circle", "a"]))
     assert features.shape == (2, text.num_features) == (2, 16)
@@ -135,6 +122,15 @@ def test_a_model_of_transformers(bert):
     assert all(torch.equal(a, b) for a, b in zip(text.parameters(), again.parameters(), strict=True))
     fresh = build_text_encoder(f"transformers:{bert}", pretrained=False)
     assert not torch.equal(next(fresh.parameters()), next(text.parameters()))
+
+
+def test_weights_stored_in_half_precision_train_in_float32(bert, tmp_path):
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(bert).bfloat16().save_pretrained(bert)
+    for pretrained in (True, False):
+        text = build_text_encoder(f"transformers:{bert}", pretrained=pretrained)
+        assert {p.dtype for p in text.parameters()} == {torch.float32}
 
 
 def test_a_sentence_encoder(bert, tmp_path):

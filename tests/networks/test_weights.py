@@ -94,6 +94,12 @@ def test_files_that_are_no_weights(tmp_path):
     torch.save({"lr": 0.1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"holds no state dict .*\['lr'\]"):
         load_backbone(convnet(), tmp_path / "other.pt")
+    torch.save({"stem.0.0.weight": torch.ones(999)}, tmp_path / "flipped.pt")
+    content = bytearray((tmp_path / "flipped.pt").read_bytes())
+    content[content.index(torch.ones(99).numpy().tobytes())] ^= 1  # in a weight, which torch.load does not compare
+    (tmp_path / "flipped.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"flipped\.pt is damaged \(its record .* does not match its checksum\)"):
+        load_backbone(convnet(), tmp_path / "flipped.pt")
     for name in ("broken.pt", "broken.safetensors"):
         (tmp_path / name).write_bytes(b"not a file of weights")
         with pytest.raises(ValueError, match="cannot be read"):
