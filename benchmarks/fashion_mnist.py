@@ -48,7 +48,8 @@ VIEWS = SimCLRViews(scale=(0.4, 1.0), colour=(0.4, 0.4, 0.0, 0.0), strength=1.0)
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 PROJECTOR = {"projector_hidden": 2048, "projector_dim": 128}  # of two layers, as in SimCLR, for all that have one
 
-# Each with the settings that held-out training images favoured; learning rates are tried below.
+# Each with the settings that held-out training images favoured, in searches of unequal length; learning rates are tried
+# below.
 METHODS: dict[str, Callable[..., SSLModule]] = {
     "simclr": lambda **k: SimCLR(views=VIEWS, **PROJECTOR, **k),
     "simclr_hard": lambda **k: SimCLR(views=VIEWS, beta=1.0, tau_plus=0.1, **PROJECTOR, **k),
