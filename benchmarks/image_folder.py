@@ -50,8 +50,8 @@ except ImportError as error:
     sys.exit(f"benchmarks/image_folder.py compares with lightly: pip install -r benchmarks/requirements.txt ({error})")
 
 SIZE, BLUR, BATCH = 224, 0.5, 32
-PHOTOS = 256  # files; what lit_ssl reads in a round
-SHARE = {"lightly": 128, "torchvision": 64}  # what the others read in a round
+PHOTOS = 512  # files; what lit_ssl reads in a round, a few seconds, in which starting workers counts for little
+SHARE = {"lightly": 256, "torchvision": 64}  # what the others read in a round
 VIEWS, SPEC = SimCLRViews(strength=1.0, blur=BLUR), ImageSpec(SIZE)
 
 Take = Callable[[list[Tensor]], None]

@@ -12,7 +12,8 @@ Against lightly's transforms (PIL images, one by one), torchvision's v2 transfor
 do so bilinearly, with antialiasing. All take turns in every round, so that whatever else the machine does hits all
 alike. ``..._2threads``: two threads for those that take a batch; for the others two worker processes of a
 ``DataLoader``, each with one thread, which is how they are meant to be run. In the same run the distributions of the
-pixels that come out are compared.
+pixels that come out are compared. With numba (our extra of that name) a CPU makes our views by compiled loops; rows of
+their own say what it makes without.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ from torchvision.transforms import v2
 from lit_ssl import ImageSpec
 from lit_ssl.random import sample_key
 from lit_ssl.views import MAEViews, MultiCropViews, SimCLRViews, View
+from lit_ssl.views.fused import available
 
 try:
     import kornia.augmentation as K
@@ -46,6 +49,7 @@ except ImportError as error:
 
 BINS = 64
 PACKAGES = ("torch", "torchvision", "lightly", "kornia", "lit-ssl")
+WITHOUT = "lit_ssl without numba"
 Views = list[Tensor]
 
 
@@ -126,6 +130,14 @@ def ours(case: Case) -> Callable[[Tensor, int], Views]:
     return lambda image, n: case.views(image, sample_key(n, 0, torch.arange(len(image))), spec, torch.float32)
 
 
+def without_numba(make: Callable[[Tensor, int], Views]) -> Callable[[Tensor, int], Views]:
+    def by_torch(image: Tensor, n: int) -> Views:
+        with mock.patch("lit_ssl.views.augment.available", return_value=False):
+            return make(image, n)
+
+    return by_torch
+
+
 def kornias(case: Case) -> Callable[[Tensor, int], Views]:
     def of(look: Look) -> Any:
         side, taps = look.size, 2 * max(1, look.size // 20) + 1
@@ -200,6 +212,7 @@ def one_by_one(transform: Callable[[Any], Any], pil: bool, threads: int) -> Call
 def makers(case: Case, threads: int) -> dict[str, Callable[[Tensor, int], Views]]:
     return {
         "lit_ssl": ours(case),
+        **({WITHOUT: without_numba(ours(case))} if available() else {}),
         "lightly": one_by_one(case.lightly(), True, threads),
         "torchvision": one_by_one(torchvision_transform(case), False, threads),
         "kornia": kornias(case),
@@ -207,17 +220,14 @@ def makers(case: Case, threads: int) -> dict[str, Callable[[Tensor, int], Views]
 
 
 def speeds(case: Case, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Images a second of each library in each round, after a round that is not counted.
-
-    In that one we make 20 batches, as a run's first ones do: weights of a resize are kept by a crop's height and width.
-    """
+    """Images a second of each library in each round, after a round that is not counted."""
     pool, made = images(case.batch, case.size), makers(case, threads)
     result: dict[str, list[float]] = {name: [] for name in made}
     for number in range(-1, rounds):
         for name, make in made.items():
             single = name in ("lightly", "torchvision")
             image = pool[: case.singles * threads] if single else pool
-            calls = 1 if name != "lit_ssl" else 2 if number >= 0 else 20
+            calls = 3 if name == "lit_ssl" else 1
             begin = time.perf_counter()
             for call in range(calls):
                 make(image, 100 * number + call + 100)
@@ -258,6 +268,7 @@ def machine() -> str:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    packages += f", numba {version('numba')}" if available() else "; no numba, with which our views would be faster"
     return f"{cpu}; Python {platform.python_version()}, {packages}"
 
 
@@ -278,10 +289,10 @@ def main() -> None:
         for name in a.cases:
             rates = speeds(CASES[name], a.rounds, threads)
             case = name if threads == 1 else f"{name}_{threads}threads"
-            medians[case] = {library: statistics.median(rate) for library, rate in rates.items()}
+            medians[case] = {library: statistics.median(rate) for library, rate in rates.items() if library != WITHOUT}
             for library, rate in rates.items():
                 ratio = statistics.median(x / y for x, y in zip(rates["lit_ssl"], rate, strict=True))
-                spread = f"{medians[case][library]:,.1f} [{min(rate):,.1f}, {max(rate):,.1f}]"
+                spread = f"{statistics.median(rate):,.1f} [{min(rate):,.1f}, {max(rate):,.1f}]"
                 print(f"| {case} | {library} | {spread} | {ratio:.1f} |", flush=True)
     torch.set_num_threads(1)
     print("\nPixels of the views; distance is total variation over 64 bins, 0 to 1 (of lit_ssl: to a second draw)\n")

@@ -7,7 +7,7 @@ say) is known without asking the device. Only then is a pixel touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from lit_ssl.checks import check_interval, check_number, check_numbers
 from lit_ssl.random import uniform
 
-from . import colour, large
+from . import colour
 from .blur import gaussian_blur, kernel_radius
+from .fused import available, fused
 from .geometry import TRIES, axes, crop_boxes, sampler
 from .rows import chosen
 
@@ -25,8 +26,6 @@ __all__ = ["Draws", "Recipe", "augment", "draw", "is_small"]
 
 _CHANCES = 2 * TRIES + 2 + 5 + 4 + 4 + 1  # uniform numbers a view
 _BLOCK_BYTES = 1 << 20  # of pixels at a time on a CPU: what passes over them find still in its cache
-_LARGE_BYTES = 4 * 3 * 72**2  # of an image, from which on a CPU is faster with one crop at a time (measured)
-_ALONE_BYTES = 4 * 3 * 96**2  # of a view, from which on a CPU is faster with one view at a time (measured)
 _PLAIN = 5  # the kind of rows without jitter; the others' is their hue's stage, 0 to 4
 
 
@@ -91,6 +90,10 @@ class Draws:
 
     def __getitem__(self, rows: Tensor | slice) -> Draws:
         return Draws(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def of_crops(self, size: tuple[int, int]) -> Draws:
+        """What is left where a loader has cropped, mirrored and resized to ``size``."""
+        return replace(self, box=torch.tensor([[0, 0, *size]]).expand(len(self.box), -1), flip=self.flip & False)
 
 
 def is_small(size: tuple[int, int]) -> bool:
@@ -163,18 +166,9 @@ def _loaded(crops: Tensor, target: Tensor, dtype: torch.dtype, rows: slice) -> T
     return crops.index_select(0, target[rows]).to(dtype).mul_(1 / 255)
 
 
-def _cropped(
-    image: Tensor, source: list[int], draws: Draws, size: tuple[int, int], dtype: torch.dtype, rows: slice
-) -> Tensor:
-    """Some crops of large images, of which each reads what it shows."""
-    places = zip(source[rows], draws.box[rows].tolist(), draws.flip[rows].tolist(), strict=True)
-    return torch.cat([large.crop(image[row], box, flip, size, dtype) for row, box, flip in places])
-
-
 def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Views of all rows, alike rows side by side; a CPU takes as many at a time as stay in its cache."""
     (count, channels, height, width), device = image.shape, image.device
-    whole, view = (4 * channels * h * w for h, w in ((height, width), size))
     compute = torch.promote_types(dtype, torch.float32)
     plan = colour.stages(draws.factors, draws.order, channels)
     kind = plan.hue_stage.where(draws.jitter, _PLAIN)
@@ -187,16 +181,13 @@ def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int
     crop: Callable[[slice], Tensor]
     if crops is None:
         source = by_kind % max(1, count)
-        if device.type == "cpu" and whole >= _LARGE_BYTES:
-            crop = partial(_cropped, image, source.tolist(), draws, size, compute)
-        else:
-            down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
-            crop = sampler(image, source.to(device, non_blocking=True), down, across)
+        down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
+        crop = sampler(image, source.to(device, non_blocking=True), down, across)
     else:
         crop = partial(_loaded, crops, target, compute)
     out = image.new_empty((len(by_kind), channels, *size), dtype=dtype)
     if device.type == "cpu":
-        limit = max(1, _BLOCK_BYTES // (view if whole >= _LARGE_BYTES else max(whole, view)))
+        limit = max(1, _BLOCK_BYTES // (4 * channels * max(height * width, size[0] * size[1])))
     else:  # few launches count for more than a cache
         kind, limit = (kind == _PLAIN).to(torch.int64), len(by_kind)
     for rows in _blocks(kind, limit):
@@ -205,32 +196,6 @@ def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int
             x = colour.jitter(x, plan[rows])  # which clamps
         x = _finish(x, jittered[rows.start], gray[rows], blur[rows], draws.sigma[rows], solarize[rows])
         out[target[rows]] = x.to(dtype)
-    return out
-
-
-def _one_by_one(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Views of all rows, for images so large that one fills a CPU's cache."""
-    rgb, compute = image.shape[1] == 3, torch.promote_types(dtype, torch.float32)
-    out = image.new_empty((len(draws.flip), image.shape[1], *size), dtype=dtype)
-    radius = kernel_radius(size[0])
-    box, flip, jitter, factors, order, gray, blur, sigma, solarize = (
-        getattr(draws, field.name).tolist() for field in fields(draws)
-    )
-    for row, view in enumerate(out):
-        if crops is None:
-            x = large.crop(image[row % len(image)], box[row], flip[row], size, compute)
-        else:
-            x = crops[row : row + 1].to(compute).mul_(1 / 255)
-        if jitter[row]:
-            x = large.jitter(x, factors[row], order[row])
-        if gray[row] and rgb:
-            x = colour.gray(x)  # one channel, until it is written
-        if blur[row]:
-            x = large.blur(x, sigma[row], radius)
-        if solarize[row]:
-            x = colour.solarize(x)
-        x = x[0].expand_as(view)
-        torch.clamp(x, 0, 1, out=view) if dtype == compute else view.copy_(x).clamp_(0, 1)
     return out
 
 
@@ -260,7 +225,11 @@ def augment(
         Tensors (B, C, *size) in [0, 1], contiguous, on the device of ``image``.
     """
     draws = draw(key, prefix, recipes, (image.shape[2], image.shape[3]))
-    alone = image.device.type == "cpu" and 4 * image.shape[1] * size[0] * size[1] >= _ALONE_BYTES
+    if image.device.type == "cpu" and dtype != torch.float64 and len(image) and available():
+        if crops is not None:
+            image, draws = crops, draws.of_crops(size)
+        parts = [getattr(draws, field.name) for field in fields(draws)]
+        return [view.to(dtype) for view in fused(image, parts, len(recipes), size, kernel_radius(size[0]))]
     with torch.autocast(image.device.type, enabled=False):
-        out = (_one_by_one if alone else _together)(image, crops, draws, size, dtype)
+        out = _together(image, crops, draws, size, dtype)
     return list(out.view(len(recipes), len(image), *out.shape[1:]).unbind(0))

@@ -30,13 +30,13 @@ __all__ = [
     "stages",
 ]
 
-_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 def shares(channels: int) -> tuple[float, ...]:
     """The share of each channel in gray."""
-    return _LUMA if channels == 3 else (1 / channels,) * channels
+    return LUMA if channels == 3 else (1 / channels,) * channels
 
 
 def gray(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def gray(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x.mean(dim=1, keepdim=True)
     red, green, blue = x.split(1, dim=1)
-    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
