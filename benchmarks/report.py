@@ -34,6 +34,7 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "time_to_accuracy": ("Time to accuracy", ["--clock", "cpu", "--threads", "1", "--jobs", "2"]),
 }
 NEEDS_ROOT = {"time_to_accuracy"}
+PEERS_LOG = re.compile(r"\d\d:\d\d:\d\d \| ")  # stable-pretraining tells of the callbacks that it adds to any trainer
 HEAD = """# Benchmarks
 
 Written by `make bench`: every table is the output of the command above it, with the machine it ran on. Libraries take
@@ -64,9 +65,10 @@ def section(name: str, title: str, options: list[str], folder: Path, root: str |
     about = "\n\n".join(part for part in doc.split("\n\n") if not part.startswith("    ")).replace("``", "`")
     picture = "\n\n![Growth](../docs/growth.png)" if name == "growth" else ""
     today = datetime.date.today().isoformat()
+    printed = "\n".join(line for line in done.stdout.splitlines() if not PEERS_LOG.match(line))
     return (
         f"## {title}\n\n{about}\n\n```bash\n{' '.join(command)}\n```\n\n"
-        f"{today}, {minutes:.0f} min. {done.stdout.strip()}{picture}\n"
+        f"{today}, {minutes:.0f} min. {printed.strip()}{picture}\n"
     )
 
 

@@ -93,7 +93,9 @@ class Draws:
 
     def of_crops(self, size: tuple[int, int]) -> Draws:
         """What is left where a loader has cropped, mirrored and resized to ``size``."""
-        return replace(self, box=torch.tensor([[0, 0, *size]]).expand(len(self.box), -1), flip=self.flip & False)
+        return replace(
+            self, box=self.box.new_tensor([[0, 0, *size]]).expand(len(self.box), -1), flip=torch.zeros_like(self.flip)
+        )
 
 
 def is_small(size: tuple[int, int]) -> bool:
@@ -209,7 +211,7 @@ def augment(
     prefix: str = "view",
     crops: Tensor | None = None,
 ) -> list[Tensor]:
-    """One view of each image a recipe, all views in one go.
+    """One view of each image a recipe, all views in one go: by compiled loops on a CPU with numba, by torch otherwise.
 
     Args:
         image: uint8 (B, C, H, W). Only its shape and device are read where there are ``crops``.
@@ -223,13 +225,22 @@ def augment(
 
     Returns:
         Tensors (B, C, *size) in [0, 1], contiguous, on the device of ``image``.
+
+    Raises:
+        ValueError: ``key`` or ``crops`` do not belong to ``image``.
     """
+    if len(key) != len(image):
+        raise ValueError(f"key must have an entry for each of {len(image)} images, got {len(key)}")
+    wanted = (len(recipes) * len(image), image.shape[1], *size)
+    if crops is not None and crops.shape != wanted:
+        raise ValueError(
+            f"crops must be {wanted}, of {len(recipes)} views of {len(image)} images, got {tuple(crops.shape)}"
+        )
     draws = draw(key, prefix, recipes, (image.shape[2], image.shape[3]))
-    if image.device.type == "cpu" and dtype != torch.float64 and len(image) and available():
-        if crops is not None:
-            image, draws = crops, draws.of_crops(size)
-        parts = [getattr(draws, field.name) for field in fields(draws)]
-        return [view.to(dtype) for view in fused(image, parts, len(recipes), size, kernel_radius(size[0]))]
+    if image.device.type == "cpu" and dtype != torch.float64 and image.numel() and available():
+        shown, draws = (image, draws) if crops is None else (crops, draws.of_crops(size))
+        parts, radius = [getattr(draws, field.name) for field in fields(draws)], kernel_radius(size[0])
+        return [view.to(dtype) for view in fused(shown, parts, len(recipes), size, radius, own=crops is not None)]
     with torch.autocast(image.device.type, enabled=False):
         out = _together(image, crops, draws, size, dtype)
     return list(out.view(len(recipes), len(image), *out.shape[1:]).unbind(0))

@@ -8,7 +8,6 @@ ones on a CPU a sum of two rows of pixels takes the place of the first product.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,25 +94,17 @@ class Axis:
         return weights.div_(weights.sum(dim=2, keepdim=True))
 
     def taps(self) -> tuple[Tensor, Tensor]:
-        """The same as :meth:`weights`, without the zeros: the source pixels that count, and their weights.
+        """The same as :meth:`weights` of an axis that enlarges, without the zeros.
 
         Returns:
-            int64 and floating point (B, target, taps); two taps where the axis enlarges. Taps outside of the source are
-            those at its edge, with a weight of 0.
+            int64 and floating point (B, target, 2): the source pixels that count, and their weights. A tap outside of
+            the source is that at its edge, with a weight of 0.
         """
-        last = self.source - 1
-        if self.enlarges:
-            place = self.centre - 0.5
-            first = place.floor()
-            share = place - first
-            pixel = torch.stack([first, first + 1], dim=2)
-            return pixel.to(torch.int64).clamp_(max=last), torch.stack([1 - share, share], dim=2)
-        reach = self.scale.clamp(min=1)[:, None]
-        first = (self.centre - reach - 0.5).ceil()[:, :, None]
-        pixel = first + torch.arange(math.ceil(2 * float(reach.max())), device=first.device)
-        weights = torch.rsub((pixel + 0.5 - self.centre[:, :, None]).abs_().div_(reach[:, :, None]), 1).relu_()
-        weights *= (pixel + 0.5 > self.low[:, None, None]) & (pixel + 0.5 < self.high[:, None, None])
-        return pixel.to(torch.int64).clamp_(0, last), weights.div_(weights.sum(dim=2, keepdim=True))
+        place = self.centre - 0.5
+        first = place.floor()
+        share = place - first
+        pixel = torch.stack([first, first + 1], dim=2)
+        return pixel.to(torch.int64).clamp_(max=self.source - 1), torch.stack([1 - share, share], dim=2)
 
 
 def axis(start: Tensor, length: Tensor, flip: Tensor | None, source: int, target: int, beyond: bool = False) -> Axis:

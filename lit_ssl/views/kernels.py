@@ -4,7 +4,7 @@ A view is cropped, coloured and blurred a few rows at a time, in the CPU's neare
 what ``geometry.resample``, ``colour.jitter`` and ``blur.gaussian_blur`` make, up to rounding. No view depends on
 another: a sample's are the same bits in any batch and on any number of threads.
 
-numba's cache on disk knows of changes of this file only: touch it where LUMA or SIGMAS change.
+Constants stand here once more, because numba's cache on disk knows of changes of this file only.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from .blur import SIGMAS
-from .colour import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION
-
 __all__ = ["make"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 _TILE = 2048  # pixels of a channel at a time: three channels fit into the nearest cache
-_RED, _GREEN, _BLUE = LUMA
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+LUMA = _RED, _GREEN, _BLUE = (0.2989, 0.587, 0.114)
+SIGMAS = 4.5
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
@@ -85,7 +84,7 @@ def _down(line: Array, image: Array, first: int, last: int, left: int, wide: int
 
 @_compiled
 def _across(tile: Array, begin: int, lines: Array, first: Array, weight: Array, taps: int) -> None:
-    """Resizes a row of all channels: tile[:, begin:] of lines (C, W). Three at once take half the time of three."""
+    """Resizes a row of all channels: tile[:, begin:] of lines (C, W). One loop for three takes half the time."""
     to = np.uint64(begin)
     if len(tile) == 3:
         for x in range(len(first)):
@@ -110,7 +109,23 @@ def _across(tile: Array, begin: int, lines: Array, first: Array, weight: Array, 
 
 
 @_compiled
-def _scale(x: Array, factor: float, offset: float) -> None:
+def _scaled(out: Array, x: Array, share: np.float32) -> None:
+    for i in range(len(out)):
+        out[i] = share * x[i]
+
+
+@_compiled
+def _pixels(tile: Array, picture: Array, begin: int, rows: int) -> None:
+    """Rows of a picture that is neither cropped nor resized."""
+    width = picture.shape[2]
+    for channel in range(len(tile)):
+        for row in range(rows):
+            to = tile[channel, row * width : (row + 1) * width]
+            _scaled(to, picture[channel, begin + row], np.float32(1 / 255))
+
+
+@_compiled
+def _affine(x: Array, factor: float, offset: float) -> None:
     zero, one, factor32, offset32 = np.float32(0), np.float32(1), np.float32(factor), np.float32(offset)
     for i in range(len(x)):
         x[i] = min(max(x[i] * factor32 + offset32, zero), one)
@@ -162,7 +177,7 @@ def _jitter(tile: Array, n: int, factors: Array, order: Array, mean: float) -> N
         factor = factors[kind]
         if kind in (BRIGHTNESS, CONTRAST):
             for channel in range(len(tile)):
-                _scale(tile[channel, :n], factor, (1 - factor) * mean if kind == CONTRAST else 0.0)
+                _affine(tile[channel, :n], factor, (1 - factor) * mean if kind == CONTRAST else 0.0)
         elif len(tile) == 3 and kind == SATURATION:
             _saturate(tile[0, :n], tile[1, :n], tile[2, :n], factor)
         elif len(tile) == 3 and kind == HUE:
@@ -212,12 +227,6 @@ def _kernel(sigma: float, radius: int, weight: Array) -> None:
 
 
 @_compiled
-def _middle(out: Array, x: Array, share: np.float32) -> None:
-    for i in range(len(out)):
-        out[i] = share * x[i]
-
-
-@_compiled
 def _pairs(out: Array, a: Array, b: Array, c: Array, d: Array, near: np.float32, far: np.float32) -> None:
     for i in range(len(out)):
         out[i] += near * (a[i] + b[i]) + far * (c[i] + d[i])
@@ -227,7 +236,7 @@ def _pairs(out: Array, a: Array, b: Array, c: Array, d: Array, near: np.float32,
 def _convolve(out: Array, x: Array, begin: int, step: int, weight: Array, radius: int) -> None:
     """Weighted sums of what lies around x[begin + i], ``step`` apart, two pairs of taps at a time."""
     n = len(out)
-    _middle(out, x[begin : begin + n], weight[0])
+    _scaled(out, x[begin : begin + n], weight[0])
     for tap in range(1, radius + 1, 2):
         near, far = tap * step, min(tap + 1, radius) * step
         a, b = x[begin - near : begin - near + n], x[begin + near : begin + near + n]
@@ -253,7 +262,7 @@ def _blur(out: Array, whole: Array, sigma: float, solarize: bool) -> None:
     """Blurs ``whole`` (C, h + 2 * margin, w + 2 * margin); margins are as wide as the kernel can be."""
     height, width = out.shape[1:]
     high, wide, line = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2, whole.shape[2]
-    radius = max(1, math.ceil(SIGMAS * sigma))
+    radius = max(1, math.ceil(min(SIGMAS * sigma, high + wide + 1.0)))
     radius_down, radius_across = min(radius, high), min(radius, wide)
     down, across = np.empty(high + 2, np.float32), np.empty(wide + 2, np.float32)
     _kernel(sigma, radius_down, down)
@@ -356,18 +365,14 @@ def make(
         mean = 0.0
         for begin in range(0, height, rows):
             n = min(rows, height - begin) * width
-            for row in range(n // width):
-                if as_it_is:
+            if as_it_is:
+                _pixels(tile, picture, begin, n // width)
+            else:
+                for row in range(n // width):
+                    first, weight = top + first_down[begin + row], down[begin + row]
                     for channel in range(channels):
-                        _middle(
-                            tile[channel, row * width :][:width], picture[channel, begin + row], np.float32(1 / 255)
-                        )
-                    continue
-                first = top + first_down[begin + row]
-                for channel in range(channels):
-                    weight = down[begin + row]
-                    _down(lines[channel], picture[channel], first, top + tall - 1, left, broad, weight, taps_down)
-                _across(tile, row * width, lines, first_across, across, taps_across)
+                        _down(lines[channel], picture[channel], first, top + tall - 1, left, broad, weight, taps_down)
+                    _across(tile, row * width, lines, first_across, across, taps_across)
             if jitter[view]:
                 _jitter(tile, n, factors[view], order[view, :pause], 0.0)
             if pause < 4:

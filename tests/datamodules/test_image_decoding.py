@@ -1,11 +1,14 @@
 """Decoding: any mode and orientation gives the same picture."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from photos import photo
 from PIL import Image
 
-from lit_ssl.datamodules import decode
+from lit_ssl.datamodules import decode, decoding
 
 
 def gradient(size=32):
@@ -78,3 +81,31 @@ def test_a_large_jpeg_is_close_to_its_full_decoding(tmp_path):
     full = Image.open(tmp_path / "x.jpg").resize((64, 64), Image.Resampling.BICUBIC)
     difference = decode(tmp_path / "x.jpg", 64, 1)[0].int() - torch.from_numpy(np.array(full)).int()
     assert difference.abs().max() <= 2
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_torchvision_decodes_a_jpeg_as_pillow_does(tmp_path, monkeypatch, subsampling):
+    photo(0, (123, 90)).save(tmp_path / "x.jpg", quality=85, subsampling=subsampling, progressive=subsampling == 1)
+    assert decoding._torchvision_decodes()
+    found = decode(tmp_path / "x.jpg", 80, 3)
+    monkeypatch.setattr(decoding, "_torchvision_decodes", lambda: False)
+    assert torch.equal(decode(tmp_path / "x.jpg", 80, 3), found)
+
+
+@pytest.mark.parametrize("by_torchvision", [False, True])
+def test_a_jpeg_that_ends_too_soon_is_no_image(monkeypatch, by_torchvision):
+    file = io.BytesIO()
+    photo(0, (123, 90)).save(file, "JPEG")
+    monkeypatch.setattr(decoding, "_torchvision_decodes", lambda: by_torchvision)
+    with pytest.raises((OSError, RuntimeError), match="truncated"):
+        decode(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]), 80, 3)
+
+
+def test_a_torchvision_without_a_decoder_is_not_asked(monkeypatch):
+    def without(*arguments, **options):
+        raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
+
+    decoding._torchvision_decodes.cache_clear()
+    monkeypatch.setattr(decoding, "decode_jpeg", without)
+    assert not decoding._torchvision_decodes()
+    decoding._torchvision_decodes.cache_clear()

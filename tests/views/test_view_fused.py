@@ -1,3 +1,6 @@
+import itertools
+import os
+import subprocess
 import sys
 
 import pytest
@@ -8,7 +11,9 @@ from hypothesis import strategies as st
 
 from lit_ssl import ImageSpec
 from lit_ssl.random import sample_key
-from lit_ssl.views import BYOLViews, MAEViews, MultiCropViews, SimCLRViews, augment, fused, geometry, kernels
+from lit_ssl.views import BYOLViews, MAEViews, MultiCropViews, SimCLRViews, augment, blur, colour, fused, geometry
+
+kernels = pytest.importorskip("lit_ssl.views.kernels", exc_type=ImportError)
 
 KINDS = [
     SimCLRViews(),
@@ -69,15 +74,40 @@ def test_views_are_those_of_the_batched_path(views, source, size, channels, monk
         torch.testing.assert_close(one, other, atol=3e-4, rtol=0)  # what grid_sample's places in float32 cost
 
 
+def test_constants_are_those_of_the_batched_path():
+    for name in ("LUMA", "BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"):
+        assert getattr(kernels, name) == getattr(colour, name)
+    assert kernels.SIGMAS == blur.SIGMAS
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("factors", [(0.0, 0.0, 0.0, -0.3), (1.8, 1.5, 2.6, 0.2), (0.4, 2.1, 0.3, 0.5)])
+def test_jitter_is_the_batchs_in_every_order(factors, channels):
+    image, factors = pictures(1, channels, 21, 17), torch.tensor([factors], dtype=torch.float64)
+    for order in map(torch.tensor, itertools.permutations(range(4))):
+        want = colour.jitter(image.double() / 255, colour.stages(factors, order[None], channels))
+        got = recipe(image[0], (21, 17), jitter=torch.tensor([True]), factors=factors, order=order[None])
+        torch.testing.assert_close(got.double(), want[0], atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("blurred", [False, True])
+def test_solarize_is_torchvisions(blurred):
+    ramp = torch.arange(256, dtype=torch.uint8).repeat(3, 8, 1)
+    chosen = {"solarize": torch.tensor([True]), "blur": torch.tensor([blurred])}
+    before = recipe(ramp, (8, 256), **(chosen | {"solarize": torch.tensor([False])}))
+    torch.testing.assert_close(recipe(ramp, (8, 256), **chosen), F.solarize(before, 0.5), atol=1e-6, rtol=0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     data=st.data(),
+    channels=st.sampled_from([1, 2, 3, 5]),
     source=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     size=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     flip=st.booleans(),
 )
-def test_any_crop_is_the_batchs(data, source, size, flip):
-    image = pictures(1, 3, *source)
+def test_any_crop_is_the_batchs(data, channels, source, size, flip):
+    image = pictures(1, channels, *source)
     (top, tall), (left, wide) = (
         (start, data.draw(st.integers(1, side - start)))
         for side in source
@@ -96,16 +126,19 @@ def test_hue_is_torchvisions(turn):
     torch.testing.assert_close(got, F.adjust_hue(image.float() / 255, turn), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(224, 224), (96, 128), (37, 64), (5, 3), (1, 1)])
+SIZES = [(224, 224), (96, 128), (37, 64), (5, 3), (1, 1), (1, 7), (7, 1), (2, 30), (30, 2), (3, 2100), (40, 2040)]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 1.3, 2.0])
-def test_blur_is_torchvisions(size, sigma):
-    image = pictures(1, 3, *size)[0]
+def test_blur_is_the_batchs_and_torchvisions(size, sigma):
+    image = pictures(1, 3, *size)
     blurred = {"blur": torch.tensor([True]), "sigma": torch.tensor([sigma], dtype=torch.float64)}
-    got = recipe(image, size, **blurred)
+    got = recipe(image[0], size, **blurred)
+    want = blur.gaussian_blur(image.double() / 255, blurred["sigma"], 11)[0]
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
     if min(size) > 11:  # torchvision has no shorter kernels near an edge
-        torch.testing.assert_close(got, F.gaussian_blur(image.float() / 255, [23, 23], [sigma]), atol=2e-5, rtol=0)
-    white = recipe(torch.full_like(image, 255), size, **blurred)
-    torch.testing.assert_close(white, torch.ones(3, *size))
+        torch.testing.assert_close(got, F.gaussian_blur(image[0].float() / 255, [23, 23], [sigma]), atol=2e-5, rtol=0)
 
 
 def test_a_samples_views_are_the_same_bits_in_any_batch_and_on_any_number_of_threads():
@@ -132,15 +165,29 @@ def test_images_need_not_be_contiguous():
         assert torch.equal(one, other)
 
 
-def test_crops_of_a_loader_are_only_coloured_and_blurred(monkeypatch):
-    crops, key = pictures(6, 3, 32, 24), sample_key(0, 0, torch.arange(3))
-    call = (pictures(3, 3, 50, 50), key, [augment.Recipe(flip=1, jitter=1, colour=(0.4, 0.4, 0.4, 0.1), blur=1)] * 2)
-    compiled = augment.augment(*call, (32, 24), torch.float32, crops=crops)
-    monkeypatch.setattr(augment, "available", lambda: False)
-    batched = augment.augment(*call, (32, 24), torch.float32, crops=crops)
-    torch.testing.assert_close(compiled, batched, atol=5e-6, rtol=0)
-    plain = augment.augment(call[0], key, [augment.Recipe()] * 2, (32, 24), torch.float32, crops=crops)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 2])
+def test_crops_of_a_loader_are_only_coloured_and_blurred(count, channels, monkeypatch):
+    image, crops = pictures(3, channels, 50, 50), pictures(3 * count, channels, 32, 24)
+    key, size = sample_key(0, 0, torch.arange(3)), (32, 24)
+    plain = augment.augment(image, key, [augment.Recipe(flip=1)] * count, size, torch.float32, crops=crops)
     assert torch.equal(torch.cat(plain), crops.float() * (1 / 255))
+    recipes = [augment.Recipe(flip=1, jitter=1, colour=(0.4, 0.4, 0.4, 0.1), blur=1)] * count
+    compiled = augment.augment(image, key, recipes, size, torch.float32, crops=crops)
+    monkeypatch.setattr(augment, "available", lambda: False)
+    batched = augment.augment(image, key, recipes, size, torch.float32, crops=crops)
+    torch.testing.assert_close(compiled, batched, atol=5e-6, rtol=0)
+
+
+def test_keys_and_crops_that_do_not_belong_to_the_images_are_told():
+    image, key = pictures(4, 3, 20, 20), sample_key(0, 0, torch.arange(4))
+    for wrong in (key[:2], key.repeat(2)):
+        with pytest.raises(ValueError, match=f"each of 4 images, got {len(wrong)}"):
+            augment.augment(image, wrong, [augment.Recipe()] * 2, (16, 16), torch.float32)
+    for shape in ((8, 3, 16, 15), (4, 3, 16, 16), (8, 1, 16, 16)):
+        crops = torch.zeros(shape, dtype=torch.uint8)
+        with pytest.raises(ValueError, match=r"crops must be \(8, 3, 16, 16\)"):
+            augment.augment(image, key, [augment.Recipe()] * 2, (16, 16), torch.float32, crops=crops)
 
 
 def test_views_come_in_any_floating_dtype_and_of_no_images():
@@ -153,25 +200,45 @@ def test_views_come_in_any_floating_dtype_and_of_no_images():
     assert made(SimCLRViews(), image[:0], 96)[0].shape == (0, 3, 96, 96)
 
 
-def test_without_numba_views_are_made_by_torch(monkeypatch):
+@pytest.fixture
+def fresh():
+    """Asks anew whether numba is there, and so do the tests after this one."""
+    fused._make.cache_clear()
+    yield
+    fused._make.cache_clear()
+
+
+def test_without_numba_views_are_made_by_torch(fresh, monkeypatch):
+    compiled = made(SimCLRViews(), pictures(2, 3, 40, 40), 32)
+    fused._make.cache_clear()
     monkeypatch.setattr(fused, "find_spec", lambda name: None)
-    fused._kernels.cache_clear()
-    try:
+    assert not fused.available()
+    torch.testing.assert_close(made(SimCLRViews(), pictures(2, 3, 40, 40), 32), compiled, atol=5e-6, rtol=0)
+
+
+def test_a_numba_that_does_not_compile_is_not_used(fresh, monkeypatch):
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    assert not fused.available()
+
+
+def test_a_numba_that_fails_is_told(fresh, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kernels, "make", full)
+    with pytest.warns(UserWarning, match="numba is installed but fails.*No space left on device"):
         assert not fused.available()
-        assert made(SimCLRViews(), pictures(2, 3, 40, 40), 32)[0].shape == (2, 3, 32, 32)
-    finally:
-        fused._kernels.cache_clear()
 
 
-def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
-    monkeypatch.delattr("lit_ssl.views.kernels")
-    monkeypatch.setitem(sys.modules, "lit_ssl.views.kernels", None)
-    fused._kernels.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="numba cannot be used"):
-            assert not fused.available()
-    finally:
-        fused._kernels.cache_clear()
+@pytest.mark.slow
+def test_no_index_is_ever_out_of_bounds(tmp_path):
+    """The tests of this file once more, compiled with a check of every index."""
+    names = "batched_path or any_crop or every_order or blur_is or loader or any_batch"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__, "-k", names]
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=os.environ | checked, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert any(tmp_path.rglob("*.nbc"))
 
 
 def test_without_a_place_to_keep_them_kernels_are_compiled_for_the_process(monkeypatch):
