@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .geometry import separable
 
-__all__ = ["SIGMAS", "gaussian_blur", "kernel_radius", "reflected"]
+__all__ = ["SIGMAS", "gaussian_blur", "kernel_radius"]
 
 SIGMAS = 4.5  # where a kernel ends, if not before: 7e-6 of its weight lie beyond, less than any picture shows
 
@@ -23,7 +23,7 @@ def kernel_radius(size: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def reflected(size: int, radius: int) -> Tensor:
+def _reflected(size: int, radius: int) -> Tensor:
     """The pixels that each pixel's kernel covers, reflected at the edges: int64 (size, 2 * radius + 1)."""
     place = (torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)).abs()
     return (size - 1) - ((size - 1) - place).abs()
@@ -35,7 +35,7 @@ def _axis(sigma: Tensor, radius: int, size: int) -> Tensor:
     weight = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
     weight *= tap.abs() <= (SIGMAS * sigma).ceil().clamp(min=1)[:, None]
     weight /= weight.sum(dim=1, keepdim=True)
-    place = reflected(size, radius).to(sigma.device, non_blocking=True)
+    place = _reflected(size, radius).to(sigma.device, non_blocking=True)
     out = sigma.new_zeros((len(sigma), size, size))
     return out.scatter_add_(2, place.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
 

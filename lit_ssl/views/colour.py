@@ -25,7 +25,6 @@ __all__ = [
     "hue",
     "jitter",
     "saturation",
-    "shares",
     "solarize",
     "stages",
 ]
@@ -34,7 +33,7 @@ LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
-def shares(channels: int) -> tuple[float, ...]:
+def _shares(channels: int) -> tuple[float, ...]:
     """The share of each channel in gray."""
     return LUMA if channels == 3 else (1 / channels,) * channels
 
@@ -144,7 +143,7 @@ def stages(factors: Tensor, order: Tensor, channels: int) -> Stages:
     factor = factors.gather(1, kind)
     turn = turns(factors[:, HUE])
     hue_stage = (order == HUE).to(torch.uint8).argmax(dim=1)
-    share = factors.new_tensor(shares(channels))
+    share = factors.new_tensor(_shares(channels))
     to_mean = ((1 - factor) * (kind == CONTRAST))[:, :, None] * share
     if channels != 3:
         return Stages(factor, to_mean, turn, torch.full_like(hue_stage, 4))
