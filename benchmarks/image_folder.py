@@ -6,11 +6,11 @@ The script makes the folder: photographs of 500 x 375 pixels in the statistics o
 ``ImageFolder`` under a ``Trainer`` against lightly's ``LightlyDataset`` with ``SimCLRTransform``, and torchvision's
 ``ImageFolder`` with its v2 transforms, both in a ``DataLoader``: decode, crop, flip, colours at full strength,
 grayscale and blur at 0.5, up to batches of float32 in [0, 1], at equal numbers of workers (cases ``workers_0`` to
-``workers_2``).
-All three take turns in every round; a round starts its own workers, and its time runs from before that until its last
-batch is there. One thread a process: without workers all happens on one, with workers the main process makes our views
-out of the crops that they decode. Before the rounds each library's pixels are compared in distribution, and where our
-time goes is measured.
+``workers_2``). Nobody else makes a clean image of each photograph beside the views, so ``clean_images=False``; a row of
+its own says what comes out with them. All take turns in every round; a round starts its own workers, and its time runs
+from before that until its last batch is there. One thread a process: without workers all happens on one, with workers
+the main process makes our views out of the crops that they decode. Before the rounds each library's pixels are compared
+in distribution, and where our time goes is measured.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ class Views(LightningModule):
         return None
 
 
-def ours(root: Path, workers: int, number: int, take: Take) -> float:
+def ours(root: Path, workers: int, number: int, take: Take, clean_images: bool = False) -> float:
     module = Views(take)
-    data = ImageFolder(root, batch_size=BATCH, num_workers=workers, seed=number, val_fraction=0, labels="none")
+    data = ImageFolder(root, BATCH, workers, seed=number, clean_images=clean_images, val_fraction=0, labels="none")
     trainer = bare_trainer(max_epochs=1)
     trainer.callbacks.clear()  # type: ignore[attr-defined]  # stable-pretraining, if installed, adds its own to any trainer
     trainer.fit(module, data)
@@ -131,8 +132,10 @@ def torchvisions(root: Path, workers: int, number: int, take: Take) -> float:
     return timed(TorchvisionFolder(str(root), transform=pair), SHARE["torchvision"], workers, number, take)
 
 
+WITH_CLEAN = "lit_ssl with clean images"
 LIBRARIES: dict[str, Callable[[Path, int, int, Take], float]] = {
     "lit_ssl": ours,
+    WITH_CLEAN: partial(ours, clean_images=True),
     "lightly": lightlys,
     "torchvision": torchvisions,
 }
@@ -199,9 +202,9 @@ def breakdown(root: Path) -> None:
             with clock("open", 1, Image.open, path) as opened:
                 clock("decode", 1, opened.load)
             with Image.open(path) as opened:
-                clock("decode and square", 1, decode_opened, opened, 256, 3)
+                clock("decode and crops", 1, decode_opened, opened, 256, 3, drawn[i], False)
             with Image.open(path) as opened:
-                decoded.append(clock("decode, square and crops", 1, decode_opened, opened, 256, 3, drawn[i]))
+                decoded.append(clock("decode, crops and clean image", 1, decode_opened, opened, 256, 3, drawn[i]))
         entries = clock("batch of crops", BATCH, plan.entries, [crops for _, crops in decoded])
         crops = {"view": entries["crops/view"].transpose(0, 1).flatten(0, 1)}
         clock("colour", BATCH, plain, square, key, SPEC, torch.float32, crops)
@@ -235,7 +238,7 @@ def main() -> None:
             for number in range(arguments.rounds):
                 for name, run in LIBRARIES.items():
                     rates[name].append(run(root, workers, number, ignore))
-            medians[f"workers_{workers}"] = {name: statistics.median(rate) for name, rate in rates.items()}
+            medians[f"workers_{workers}"] = {n: statistics.median(r) for n, r in rates.items() if n != WITH_CLEAN}
             for name, rate in rates.items():
                 ratio = statistics.median(a / b for a, b in zip(rates["lit_ssl"], rate, strict=True))
                 spread = f"{statistics.median(rate):,.0f} [{min(rate):,.0f}, {max(rate):,.0f}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,21 +117,21 @@ class Lightly(LightningModule):
 
 @dataclass
 class Contender:
-    """A module, what ``fit`` takes beside it, and how its views are found in a batch, normalised."""
+    """A module, what ``fit`` takes beside it, and how its views are found in a batch, normalised.
+
+    ``workers`` load for it.
+    """
 
     name: str
     module: LightningModule
     data: dict[str, Any]
     views: Callable[[Any], list[Tensor]]
+    workers: int = 0
     losses: list[float] = field(default_factory=list)
 
     @property
     def library(self) -> str:
         return self.name.split(",")[0]
-
-    @property
-    def workers(self) -> bool:
-        return self.name.endswith("2 workers")
 
     def work(self, batch: Any) -> str:
         """Columns: shapes, mean and deviation of the views; parameters of the backbone and of the rest."""
@@ -144,8 +144,9 @@ class Contender:
         return f"{self.name} | {shapes} | {both.mean():.3f} | {both.std():.3f} | {own:,} | {rest:,}"
 
 
-def trainer(steps: int, fast: bool, *callbacks: Callback) -> Trainer:
-    return bare_trainer(max_steps=steps, precision="bf16-mixed" if fast else "32-true", callbacks=[*callbacks])
+def trainer(steps: int, fast: bool, *callbacks: Callback, accelerator: str = "cpu") -> Trainer:
+    precision: Any = "bf16-mixed" if fast else "32-true"
+    return bare_trainer(accelerator=accelerator, max_steps=steps, precision=precision, callbacks=[*callbacks])
 
 
 def pixels(case: Case) -> Tensor:
@@ -158,7 +159,13 @@ def pixels(case: Case) -> Tensor:
 
 def loader(dataset: Any, case: Case, workers: int) -> DataLoader[Any]:
     return DataLoader(
-        dataset, case.batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        dataset,
+        case.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -227,8 +234,8 @@ def built(case: Case) -> nn.Module:
         return build_backbone(case.backbone, case.spec, options=case.options)
 
 
-def contenders(case: Case, fast: bool, data: Tensor | None = None) -> list[Contender]:
-    """All that take turns, on these images; a peer's with other views and workers train one and the same module."""
+def contenders(case: Case, fast: bool, data: Tensor | None = None, workers: Sequence[int] = (0, 2)) -> list[Contender]:
+    """All that take turns, on these images; a peer's with other views and ``workers`` train one and the same module."""
     data, backbone = pixels(case) if data is None else data, built(case)
     normal = {"mean": list(case.spec.mean), "std": list(case.spec.std)}
     brightness, contrast, saturation, hue = case.colour
@@ -263,7 +270,7 @@ def contenders(case: Case, fast: bool, data: Tensor | None = None) -> list[Conte
         theirs.append((f"stable_pretraining, {kind}", stable, dataset, views))
     found = [ours(case, backbone, data, fast)]
     for name, module, dataset, views in theirs:
-        for workers in (0, 2):
-            given = {"train_dataloaders": loader(dataset, case, workers)}
-            found.append(Contender(f"{name}, {workers} workers", module, given, views))
+        for count in workers:
+            given = {"train_dataloaders": loader(dataset, case, count)}
+            found.append(Contender(f"{name}, {count} workers", module, given, views, count))
     return found

@@ -3,9 +3,11 @@
     python benchmarks/report.py
     python benchmarks/report.py --only views startup
     python benchmarks/report.py --root DIR --only time_to_accuracy
+    python benchmarks/report.py --only gpu_step
 
 Each section is the script's own docstring and its output; a section that is not run is kept as it is. Time to accuracy
-needs Fashion-MNIST, which ``--root`` holds as torchvision lays it out; without, it is left out.
+needs Fashion-MNIST, which ``--root`` holds as torchvision lays it out; without, it is left out. The step on a GPU,
+which another machine may have, runs only where ``--only`` names it.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "image_folder": ("From files", []),
     "loader": ("In memory", ["--rounds", "2"]),
     "train_step": ("A training step", []),
+    "gpu_step": ("A training step on a GPU", []),
     "growth": ("Growth", ["--figure", "docs/growth.png"]),
     "startup": ("Start-up", []),
     "time_to_accuracy": ("Time to accuracy", ["--clock", "cpu", "--threads", "1", "--jobs", "2"]),
 }
 NEEDS_ROOT = {"time_to_accuracy"}
+NEEDS_GPU = {"gpu_step"}
 PEERS_LOG = re.compile(r"\d\d:\d\d:\d\d \| ")  # stable-pretraining tells of the callbacks that it adds to any trainer
 HEAD = """# Benchmarks
 
@@ -77,7 +81,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SCRIPTS), help="default: all that have their data")
     parser.add_argument("--root", type=os.path.abspath, help="folder that holds FashionMNIST/raw")
     a = parser.parse_args()
-    only = a.only or [name for name in SCRIPTS if a.root or name not in NEEDS_ROOT]
+    only = a.only or [name for name in SCRIPTS if name not in NEEDS_GPU and (a.root or name not in NEEDS_ROOT)]
     if not a.root and NEEDS_ROOT.intersection(only):
         parser.error(f"{', '.join(sorted(NEEDS_ROOT.intersection(only)))} needs --root")
     old = README.read_text() if README.exists() else ""

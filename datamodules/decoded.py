@@ -37,7 +37,8 @@ class DecodedImages(ImageDataModule):
 
     Args:
         root, batch_size, num_workers, seed, views, image_size: see :class:`ImageDataModule`.
-        load_size, channels, val_fraction, max_corrupt, mean, std: see :class:`~lit_ssl.datamodules.ImageFolder`.
+        load_size, channels, clean_images, val_fraction, max_corrupt, mean, std: see
+            :class:`~lit_ssl.datamodules.ImageFolder`.
 
     Raises:
         ValueError: an argument out of range.
@@ -54,6 +55,7 @@ class DecodedImages(ImageDataModule):
         *,
         load_size: int | None,
         channels: int,
+        clean_images: bool,
         val_fraction: float,
         max_corrupt: int,
         mean: Sequence[float] | None,
@@ -73,6 +75,9 @@ class DecodedImages(ImageDataModule):
             _STD[channels] if std is None else tuple(std),
         )
         self.load_size = load_size or round(max(self.spec.height, self.spec.width) * 8 / 7)
+        if not isinstance(clean_images, bool):
+            raise ValueError(f"clean_images must be True or False, got {clean_images!r}")
+        self.clean_images = clean_images
         self.val_fraction = val_fraction
         self.max_corrupt = max_corrupt
 

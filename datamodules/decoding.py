@@ -26,8 +26,8 @@ from lit_ssl.views.groups import Group
 __all__ = ["Crop", "CropPlan", "Decoded", "decode", "decode_opened", "stacked"]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
-Decoded: TypeAlias = tuple[Pixels, list[Pixels]]
-"""What is taken of an image: its central square, and crops; (C, h, w), in whatever order in memory."""
+Decoded: TypeAlias = tuple[Pixels | None, list[Pixels]]
+"""What is taken of an image: its central square, if asked for, and crops; (C, h, w), in whatever order in memory."""
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -71,10 +71,12 @@ class CropPlan:
     Args:
         groups: of the views.
         seed: the run's, resolved.
+        square: take the central square, too.
     """
 
     groups: tuple[Group, ...]
     seed: int
+    square: bool = True
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -141,11 +143,17 @@ def decode(file: str | os.PathLike[str] | BinaryIO, size: int, channels: int) ->
         Exception: whatever Pillow or torchvision raise on a file that they cannot decode in full.
     """
     with Image.open(file) as opened:
-        return torch.from_numpy(decode_opened(opened, size, channels)[0])
+        square, _ = decode_opened(opened, size, channels)
+        assert square is not None, "was asked for"
+        return torch.from_numpy(square)
 
 
 def decode_opened(
-    opened: ImageFile.ImageFile, size: int, channels: int, crops: Mapping[tuple[int, int], Sequence[Crop]] | None = None
+    opened: ImageFile.ImageFile,
+    size: int,
+    channels: int,
+    crops: Mapping[tuple[int, int], Sequence[Crop]] | None = None,
+    with_square: bool = True,
 ) -> Decoded:
     """The central square as :func:`decode` has it, and crops, from one decoding.
 
@@ -156,6 +164,7 @@ def decode_opened(
         opened: of which no pixel has been asked for yet.
         size, channels: see :func:`decode`.
         crops: by height and width of the upright image, which not every format tells before it is decoded.
+        with_square: whether the square is wanted; crops are the same either way.
     """
     width, height = opened.size
     jpeg, plain, shrunk = opened.format == "JPEG", False, 1
@@ -176,10 +185,12 @@ def decode_opened(
         picture = _pixels(opened, channels)
     if not jpeg:
         chosen = crops[picture.shape[0], picture.shape[1]] if crops else ()
+    cut = [crop.of(picture, shrunk) for crop in chosen]
+    if not with_square:
+        return None, cut
     side = min(picture.shape[:2])
     top, left = ((edge - side) // 2 for edge in picture.shape[:2])
-    square = _resize(picture[top : top + side, left : left + side], (size, size), "bicubic")
-    return square, [crop.of(picture, shrunk) for crop in chosen]
+    return _resize(picture[top : top + side, left : left + side], (size, size), "bicubic"), cut
 
 
 def _jpeg(opened: ImageFile.ImageFile) -> Pixels:

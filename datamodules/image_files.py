@@ -148,14 +148,16 @@ class ImageFiles(Dataset[Batch]):
         """The files that could not be decoded so far."""
         return [self.path(i) for i in self._broken.nonzero().flatten().tolist()]
 
-    def cropped(self, groups: Sequence[Group], seed: int) -> ImageFiles:
+    def cropped(self, groups: Sequence[Group], seed: int, square: bool = True) -> ImageFiles:
         """The same files, whose batches also hold the crops of views: ``crops/…``, see :mod:`lit_ssl.views.batch`.
+
+        Without ``square``, ``image`` is what the first view shows, and no central square is made.
 
         They are those that the key of (seed, epoch, index) draws, index being that of the image which is there in the
         end. So ``__getitems__`` takes pairs (epoch, index). Bare indices, of samplers that know no epoch, get no crops.
         """
         other = copy.copy(self)
-        other.plan = CropPlan(tuple(groups), seed)
+        other.plan = CropPlan(tuple(groups), seed, square)
         return other
 
     def _report(self, i: int, error: Exception) -> None:
@@ -188,10 +190,11 @@ class ImageFiles(Dataset[Batch]):
                     self._report(i, error)
             sizes = {i: image.size[::-1] for i, image in opened.items()}
             crops = {} if self.plan is None or epoch is None else self.plan.draw(epoch, sizes)
+            square = self._with_square(epoch)
             for i, image in opened.items():
                 try:
                     with closing(image):  # and its pixels freed, before the next one is decoded
-                        read[i] = decode_opened(image, self.size, self.channels, crops.get(i))
+                        read[i] = decode_opened(image, self.size, self.channels, crops.get(i), square)
                 except Exception as error:
                     self._report(i, error)
         return read
@@ -208,12 +211,15 @@ class ImageFiles(Dataset[Batch]):
                 break
         if due and self.substitute:
             raise CorruptImageError(f"not one of the {len(self)} files of {self.root} can be decoded")
-        return [(-1, self._blank(epoch is not None)) if row is None else row for row in rows]
+        return [(-1, self._blank(epoch)) if row is None else row for row in rows]
 
-    def _blank(self, with_crops: bool) -> Decoded:
-        sizes = self.plan.sizes if self.plan is not None and with_crops else []
+    def _with_square(self, epoch: int | None) -> bool:
+        return self.plan is None or self.plan.square or epoch is None
+
+    def _blank(self, epoch: int | None) -> Decoded:
+        sizes = self.plan.sizes if self.plan is not None and epoch is not None else []
         square, *crops = (np.zeros((self.channels, *size), np.uint8) for size in ((self.size, self.size), *sizes))
-        return square, crops
+        return square if self._with_square(epoch) else None, crops
 
     def __getitem__(self, i: int) -> Batch:
         """One sample: ``image`` uint8 (C, size, size), ``label`` and ``index`` int64 scalars."""
@@ -234,7 +240,9 @@ class ImageFiles(Dataset[Batch]):
         rows = [row for part in parts for row in self._rows(part, epoch)]
         index = torch.tensor([i for i, _ in rows], dtype=torch.int64)
         label = torch.where(index < 0, -1, self.labels[index.clamp(min=0)])
-        batch = {"image": stacked([square for _, (square, _) in rows]), "label": label, "index": index}
+        crops = {}
         if self.plan is not None and epoch is not None:
-            batch |= self.plan.entries([crops for _, (_, crops) in rows])
-        return batch
+            crops = self.plan.entries([cut for _, (_, cut) in rows])
+        squares = [square for _, (square, _) in rows if square is not None]
+        image = stacked(squares) if squares else next(iter(crops.values()))[:, 0]
+        return {"image": image, "label": label, "index": index, **crops}

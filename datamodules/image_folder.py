@@ -43,6 +43,9 @@ class ImageFolder(DecodedImages):
         image_size: height and width of views and clean images; None is 224.
         load_size: side of the central square; default 8/7 of ``image_size``, as 256 is to 224.
         channels: 1 (gray), 3 (RGB; default) or 4 (RGBA); every file is converted.
+        clean_images: make the central square of training images, too (default), which an online probe learns from.
+            False saves its time where views say what they crop: ``image`` of a training batch is then what the first
+            view shows, before its colours, and a probe learns from that.
         labels: ``folder``: the first-level sub-folder is the class; images outside of any have none. ``none``: no
             labels. ``auto`` (default): ``folder`` if there are at least two sub-folders with images.
         val_fraction: share of the images to hold out, from 0 (nothing) to below 1; default 0.1.
@@ -65,6 +68,7 @@ class ImageFolder(DecodedImages):
         image_size: int | tuple[int, int] | None = None,
         load_size: int | None = None,
         channels: int = 3,
+        clean_images: bool = True,
         labels: Literal["auto", "folder", "none"] = "auto",
         val_fraction: float = 0.1,
         val_root: str | Path | None = None,
@@ -81,6 +85,7 @@ class ImageFolder(DecodedImages):
             image_size,
             load_size=load_size,
             channels=channels,
+            clean_images=clean_images,
             val_fraction=val_fraction,
             max_corrupt=max_corrupt,
             mean=mean,

@@ -101,7 +101,8 @@ class ImageText(DecodedImages):
         root: folder that paths and shards are relative to.
         table: path of the table below ``root``; default ``captions.csv``.
         batch_size, seed, views: see :class:`ImageDataModule`.
-        num_workers, image_size, load_size, channels, mean, std: see :class:`~lit_ssl.datamodules.ImageFolder`.
+        num_workers, image_size, load_size, channels, clean_images, mean, std: see
+            :class:`~lit_ssl.datamodules.ImageFolder`.
         image_column: default ``image``; of shards the extension of images, by default any that an image has.
         caption_columns: one or several; default ``caption``. Of shards the extensions of captions; default ``txt``.
         label_column: of class names; of shards an extension such as ``cls``. None (default): no labels.
@@ -132,6 +133,7 @@ class ImageText(DecodedImages):
         image_size: int | tuple[int, int] | None = None,
         load_size: int | None = None,
         channels: int = 3,
+        clean_images: bool = True,
         image_column: str | None = None,
         caption_columns: str | Sequence[str] | None = None,
         label_column: str | None = None,
@@ -154,6 +156,7 @@ class ImageText(DecodedImages):
             image_size,
             load_size=load_size,
             channels=channels,
+            clean_images=clean_images,
             val_fraction=val_fraction,
             max_corrupt=max_corrupt,
             mean=mean,

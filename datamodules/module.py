@@ -62,6 +62,7 @@ class ImageDataModule(LightningDataModule):
     spec: ImageSpec
     native: ClassVar[ImageSpec | None] = None  # the spec of a data set whose images are all alike
     class_templates: Sequence[str] | None = None
+    clean_images = True  # of a training batch, beside what loaders crop for views
 
     def __init__(
         self,
@@ -187,15 +188,15 @@ class ImageDataModule(LightningDataModule):
         views = self.views if self.views is not None else getattr(module, "views", None)
         return views, ImageSpec.of(getattr(module, "spec", None) or self.spec)
 
-    def _for_views(self, dataset: Dataset[Batch]) -> Dataset[Batch]:
+    def _for_views(self, dataset: Dataset[Batch], square: bool = True) -> Dataset[Batch]:
         """``dataset``, which crops for the views while it decodes, where it decodes and views say what to crop."""
         if not isinstance(dataset, ImageFiles) or self.trainer is None:
             return dataset
         self._cropped = groups_of(*self._views())
-        return dataset.cropped(self._cropped, self.run_seed) if self._cropped else dataset
+        return dataset.cropped(self._cropped, self.run_seed, square) if self._cropped else dataset
 
     def train_dataloader(self) -> Loader:
-        dataset = self._for_views(self._training_set())
+        dataset = self._for_views(self._training_set(), self.clean_images)
         position = self._position if self.trainer is not None else None
         return self._loader(dataset, self._sampler(dataset, shuffle=True, position=position))
 
@@ -247,6 +248,11 @@ class ImageDataModule(LightningDataModule):
         if views is None or trainer.predicting:
             return batch
         if groups_of(views, spec) != self._cropped:  # others than when the loaders were made
+            if trainer.training and not self.clean_images and self._cropped:
+                raise RuntimeError(
+                    "clean_images=False left nothing to make these views of, which are not those that the loaders crop "
+                    "for: leave the views as they are while a loader is in use, or set clean_images=True"
+                )
             batch = {name: value for name, value in batch.items() if not name.startswith(CROPS)}
         return with_views(batch, views, spec, trainer.lightning_module.dtype)
 

@@ -42,7 +42,7 @@ NO_DECAY = (
 """Endings of names whose parameters never decay, besides everything of one dimension or none (biases, norms)."""
 
 _FUSED = ("adam", "adamw")
-"""Optimizers of torch whose parameters on a CPU, unless sharded, are updated by one kernel and not by ten."""
+"""Optimizers of torch whose parameters, unless sharded, are updated by one kernel and not by ten."""
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -125,10 +125,9 @@ def build_optimizer(
     either, as in SimCLR (Chen et al. 2020, arXiv:2002.05709), and those that could decay are adapted at weight decay 0
     too. Every other name is looked up in ``timm.optim`` (``timm.optim.list_optimizers()``).
 
-    torch chooses its multi-tensor (foreach) kernels by itself on CUDA. Fused ones are one option away there
-    (``options={"fused": True}``); they are not the default because Lightning refuses gradient clipping with them under
-    ``16-mixed``. On a CPU, which has no ``16-mixed``, Adam and AdamW take torch's fused kernel: the same numbers to the
-    last bits, in a fifth to half of the time. ``options={"fused": False}`` forbids it.
+    On a CPU and on CUDA, Adam and AdamW take torch's fused kernel: the same numbers to the last bits, on a CPU in a
+    fifth to half of the time. ``options={"fused": False}`` forbids it. Gradients can be clipped all the same: under
+    ``16-mixed`` they are unscaled before the kernel sees them, not by it.
 
     Args:
         parameters: a module, or (name, parameter) pairs.
@@ -156,15 +155,19 @@ def build_optimizer(
             # timm adapts the groups that decay; at weight decay 0 that would be none: plain SGD, without a word
             group.setdefault("always_adapt", options.get("always_adapt", group["weight_decay"] > 0))
         group["weight_decay"] *= weight_decay
-    plain = all(type(p.data) is torch.Tensor and p.device.type == "cpu" for group in groups for p in group["params"])
+    every = [p for group in groups for p in group["params"]]
+    plain = all(type(p.data) is torch.Tensor and p.device.type in ("cpu", "cuda") for p in every)
     chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     kernel: dict[str, Any] = {"fused": True} if name in _FUSED and plain and not chosen else {}
     try:
-        return timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **kernel, **options)
+        optimizer = timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **kernel, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"optimizer {name!r} does not work with optimizer_options {options!r}: {error}") from error
     except (ImportError, AssertionError) as error:
         raise ValueError(f"optimizer {name!r} cannot be used here: {error}") from error
+    # Else Lightning would leave it to a fused kernel to unscale gradients, and refuse to clip them, in bf16-mixed, too.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def scaled_lr(lr: float, batch: int, rule: Literal["linear", "sqrt", "none"] = "linear", base: int = 256) -> float:

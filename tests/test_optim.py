@@ -9,6 +9,8 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import nn
 
 from lit_ssl.networks import MLPHead
@@ -140,6 +142,20 @@ def test_the_fused_kernel_of_a_cpu_takes_the_same_steps(name):
             optimizer.step()
     for p, q in zip(fused.parameters(), loop.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}])
+def test_gradients_of_a_fused_optimizer_can_be_clipped_in_mixed_precision(options):
+    optimizer = build_optimizer(Toy(), name="adamw", lr=0.1, options=options)
+    assert optimizer.defaults["fused"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    precision = MixedPrecision("bf16-mixed", "cpu")
+    precision.connect(nn.Module(), [optimizer], [])
+    precision.clip_gradients(optimizer, 0.5, GradClipAlgorithmType.NORM)
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    torch.testing.assert_close(norm, torch.tensor(0.5))
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"capturable": True}, {"differentiable": True}])

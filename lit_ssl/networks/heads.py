@@ -53,7 +53,7 @@ class MLPHead(nn.Sequential):
             parts.append(nn.Linear(in_features, hidden, bias=bias and not norm))
             if norm:
                 parts.append(nn.BatchNorm1d(hidden))
-            parts.append(nn.ReLU())
+            parts.append(nn.ReLU(inplace=True))
             in_features = hidden
         parts.append(nn.Linear(in_features, out, bias=bias and not last_norm))
         if last_norm:

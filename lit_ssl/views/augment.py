@@ -20,7 +20,7 @@ from . import colour
 from .blur import gaussian_blur, kernel_radius
 from .fused import available, fused
 from .geometry import TRIES, axes, crop_boxes, sampler
-from .rows import chosen
+from .rows import chosen, sent
 
 __all__ = ["Draws", "Recipe", "augment", "draw", "is_small"]
 
@@ -156,7 +156,7 @@ def _finish(x: Tensor, inside: bool, gray: list[bool], blur: list[bool], sigma: 
         x[rows] = colour.grayscale(x[rows])
     if (rows := chosen(blur, x.device)) is not None:
         inside = False  # as in a resample, sums leave [0, 1] by a rounding error
-        sigma = sigma[blur].to(x.dtype).to(x.device, non_blocking=True)
+        sigma = sent(sigma[blur].to(x.dtype), x.device)
         x[rows] = gaussian_blur(x[rows], sigma, kernel_radius(x.shape[2]))
     if (rows := chosen(solarize, x.device)) is not None:
         x[rows] = colour.solarize(x[rows])
@@ -179,12 +179,12 @@ def _together(image: Tensor, crops: Tensor | None, draws: Draws, size: tuple[int
     jittered, gray, blur, solarize = (
         mask.tolist() for mask in (draws.jitter, draws.grayscale, draws.blur, draws.solarize)
     )
-    target = by_kind.to(device, non_blocking=True)
+    target = sent(by_kind, device)
     crop: Callable[[slice], Tensor]
     if crops is None:
         source = by_kind % max(1, count)
         down, across = (a.to(compute, device) for a in axes(draws.box, draws.flip, (height, width), size))
-        crop = sampler(image, source.to(device, non_blocking=True), down, across)
+        crop = sampler(image, sent(source, device), down, across)
     else:
         crop = partial(_loaded, crops, target, compute)
     out = image.new_empty((len(by_kind), channels, *size), dtype=dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .geometry import separable
+from .rows import sent
 
 __all__ = ["SIGMAS", "gaussian_blur", "kernel_radius"]
 
@@ -35,7 +36,7 @@ def _axis(sigma: Tensor, radius: int, size: int) -> Tensor:
     weight = torch.exp(-0.5 * (tap / sigma[:, None]) ** 2)
     weight *= tap.abs() <= (SIGMAS * sigma).ceil().clamp(min=1)[:, None]
     weight /= weight.sum(dim=1, keepdim=True)
-    place = _reflected(size, radius).to(sigma.device, non_blocking=True)
+    place = sent(_reflected(size, radius), sigma.device)
     out = sigma.new_zeros((len(sigma), size, size))
     return out.scatter_add_(2, place.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
 

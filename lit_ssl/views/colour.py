@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rows import chosen
+from .rows import chosen, sent
 
 __all__ = [
     "Stages",
@@ -125,7 +125,7 @@ class Stages:
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Stages:
         parts = (self.matrix, self.to_mean, *self.turn)
-        matrix, to_mean, weight, share = (part.to(dtype).to(device, non_blocking=True) for part in parts)
+        matrix, to_mean, weight, share = (sent(part.to(dtype), device) for part in parts)
         return Stages(matrix, to_mean, (weight, share), self.hue_stage)
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rows import sent
+
 __all__ = ["TRIES", "Axis", "axes", "axis", "crop_boxes", "resample", "sampler", "separable"]
 
 TRIES = 10  # of a crop's shape, as in torchvision's RandomResizedCrop
@@ -72,7 +74,7 @@ class Axis:
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Axis:
         parts = (self.centre, self.low, self.high, self.scale)
-        centre, low, high, scale = (part.to(dtype).to(device, non_blocking=True) for part in parts)
+        centre, low, high, scale = (sent(part.to(dtype), device) for part in parts)
         return Axis(centre, low, high, scale, self.source)
 
     @property

@@ -1,11 +1,19 @@
-"""Which rows of a batch something happens to, decided on the host."""
+"""What the host decides about the rows of a batch, and how their device comes to know of it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["chosen"]
+__all__ = ["chosen", "sent"]
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x``, of the host, on ``device``, without the host waiting for what a GPU has yet to do.
+
+    CUDA copies out of other than pinned memory only when all work that was queued before is done.
+    """
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def chosen(mask: list[bool], device: torch.device) -> slice | Tensor | None:
@@ -21,4 +29,4 @@ def chosen(mask: list[bool], device: torch.device) -> slice | Tensor | None:
     if all(mask[first : first + count]):
         return slice(first, first + count)
     index = [row for row, happens in enumerate(mask) if happens]
-    return torch.tensor(index, device="cpu").to(device, non_blocking=True)
+    return sent(torch.tensor(index, device="cpu"), device)

@@ -56,6 +56,31 @@ def assert_views(batch, dataset, epoch, views):
             torch.testing.assert_close(view[row], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_clean_images_views_and_validation_are_the_same(make_trainer, folder, workers):
+    runs = []
+    for clean_images in (True, False):
+        module, data = Keep(), folder_data(folder, num_workers=workers, clean_images=clean_images)
+        make_trainer(max_epochs=1).fit(module, data)
+        runs.append(module)
+    for batch, other in zip(runs[0].train_batches, runs[1].train_batches, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(batch["views"], other["views"], strict=True))
+        assert batch["image"].shape[2:] == (16, 16)
+        assert torch.equal(other["image"], other["crops/view"][:, 0])
+    for batch, other in zip(runs[0].val_batches, runs[1].val_batches, strict=True):
+        assert torch.equal(batch["image"], other["image"])
+
+
+def test_without_clean_images_views_cannot_change_while_a_loader_is_in_use(make_trainer, folder):
+    class Change(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            pl_module.views = SimCLRViews(scale=(0.5, 1.0))
+
+    trainer = make_trainer(max_epochs=1, callbacks=[Change()])
+    with pytest.raises(RuntimeError, match="clean_images=False left nothing"):
+        trainer.fit(Keep(), folder_data(folder, clean_images=False))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_are_those_that_seed_epoch_and_index_draw_from_the_whole_image(make_trainer, folder, workers):
     module, data = Keep(), folder_data(folder, num_workers=workers)

@@ -142,6 +142,7 @@ def test_sizes_and_statistics(tmp_path):
     [
         ("channels", 2),
         ("labels", "files"),
+        ("clean_images", "no"),
         ("val_fraction", 1.0),
         ("val_fraction", "half"),
         ("max_corrupt", -1),

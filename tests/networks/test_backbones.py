@@ -266,9 +266,11 @@ def test_small_nets_can_be_copied_and_pickled(name):
 
 @pytest.mark.parametrize("size", [(28, 28), (32, 20), (9, 17), (5, 5)])
 @pytest.mark.parametrize("grid", [1, 2, 3])
-def test_a_small_net_pools_the_cells_of_its_map(size, grid):
-    net = ConvNet(1, width=4, stages=1, pool="avgmax", grid=grid).double().eval()
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_small_net_pools_the_cells_of_its_map(size, grid, memory_format):
+    net = ConvNet(1, width=4, stages=1, pool="avgmax", grid=grid).double().eval().to(memory_format=memory_format)
     x = torch.rand(3, 1, *size, generator=torch.manual_seed(0), dtype=torch.float64)
+    x = x.contiguous(memory_format=memory_format)
     maps = net.stages(net.stem(x))
     pools = torch.nn.functional.adaptive_avg_pool2d, torch.nn.functional.adaptive_max_pool2d
     want = torch.cat([pool(maps, grid) for pool in pools], 1).flatten(1)
