@@ -234,8 +234,13 @@ def built(case: Case) -> nn.Module:
         return build_backbone(case.backbone, case.spec, options=case.options)
 
 
-def contenders(case: Case, fast: bool, data: Tensor | None = None, workers: Sequence[int] = (0, 2)) -> list[Contender]:
-    """All that take turns, on these images; a peer's with other views and ``workers`` train one and the same module."""
+def contenders(
+    case: Case, fast: bool, data: Tensor | None = None, workers: Sequence[int] = (0, 2), pin: bool = False
+) -> list[Contender]:
+    """All that take turns, on these images; a peer's with other views and ``workers`` train one and the same module.
+
+    ``pin``: peers load into pinned memory, for a GPU, as lit_ssl does there by itself.
+    """
     data, backbone = pixels(case) if data is None else data, built(case)
     normal = {"mean": list(case.spec.mean), "std": list(case.spec.std)}
     brightness, contrast, saturation, hue = case.colour
@@ -271,6 +276,6 @@ def contenders(case: Case, fast: bool, data: Tensor | None = None, workers: Sequ
     found = [ours(case, backbone, data, fast)]
     for name, module, dataset, views in theirs:
         for count in workers:
-            given = {"train_dataloaders": loader(dataset, case, count)}
+            given = {"train_dataloaders": loader(dataset, case, count, pin)}
             found.append(Contender(f"{name}, {count} workers", module, given, views, count))
     return found

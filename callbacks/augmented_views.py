@@ -52,7 +52,8 @@ class AugmentedViews(Callback):
     """Saves a picture of a few images (left) beside the views of them that the method is about to learn from.
 
     Taken from the batch itself, on its way into ``training_step``, so it shows what the run does, not what its
-    configuration says. Logged as ``pictures/augmented-views``.
+    configuration says. Logged as ``pictures/augmented-views``. Of files with ``clean_images=False`` the left column is
+    what the first view crops.
 
     Args:
         samples: images, one a row; default 8.

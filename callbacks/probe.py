@@ -77,8 +77,9 @@ class OnlineLinearProbe(Callback):
     """Trains a linear classifier on the embeddings of clean images while the method trains, and logs its accuracy.
 
     It works on ``pl_module.represent`` (evaluation mode, no gradient), owns its layer and its optimizer (Adam, constant
-    rate), adds nothing to the loss, registers nothing on the module and draws no global random number. Rows whose
-    label is -1 are ignored. Where the data module's labelled images are not those it trains on (STL10), they are drawn
+    rate), adds nothing to the loss, registers nothing on the module and draws no global random number. Of files with
+    ``clean_images=False`` it learns from what the first view crops, in place of clean images. Rows whose label is -1
+    are ignored. Where the data module's labelled images are not those it trains on (STL10), they are drawn
     by (seed, step). Layer, optimizer and statistics are in the checkpoint.
 
     Logs ``probe/train_acc`` (running mean of the epoch over this rank's rows) and ``probe/val_acc`` (all ranks).

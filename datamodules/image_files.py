@@ -230,6 +230,8 @@ class ImageFiles(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[Any]) -> Batch:
         """A batch: ``image`` uint8 (B, C, size, size), ``label`` and ``index`` int64 (B,); -1 is a padding row.
 
+        With crops and without the square, see :meth:`cropped`, ``image`` is of the first view's size and memory.
+
         Args:
             indices: integers, or pairs of the epoch (one for all) and an integer, see :meth:`cropped`.
         """

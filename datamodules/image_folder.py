@@ -43,9 +43,6 @@ class ImageFolder(DecodedImages):
         image_size: height and width of views and clean images; None is 224.
         load_size: side of the central square; default 8/7 of ``image_size``, as 256 is to 224.
         channels: 1 (gray), 3 (RGB; default) or 4 (RGBA); every file is converted.
-        clean_images: make the central square of training images, too (default), which an online probe learns from.
-            False saves its time where views say what they crop: ``image`` of a training batch is then what the first
-            view shows, before its colours, and a probe learns from that.
         labels: ``folder``: the first-level sub-folder is the class; images outside of any have none. ``none``: no
             labels. ``auto`` (default): ``folder`` if there are at least two sub-folders with images.
         val_fraction: share of the images to hold out, from 0 (nothing) to below 1; default 0.1.
@@ -53,6 +50,9 @@ class ImageFolder(DecodedImages):
         max_corrupt: how many files of each split may be broken; see :class:`~lit_ssl.datamodules.ImageFiles`. Default
             0: the first one is an error.
         mean, std: of each channel, in [0, 1]; default ImageNet's.
+        clean_images: make the central square of training images, too (default), which an online probe learns from.
+            False saves its time where views say what they crop: ``image`` of a training batch is then what the first
+            view shows, before its colours, a probe learns from that, and views cannot be exchanged in mid-training.
 
     Raises:
         ValueError: an argument out of range.
@@ -68,13 +68,13 @@ class ImageFolder(DecodedImages):
         image_size: int | tuple[int, int] | None = None,
         load_size: int | None = None,
         channels: int = 3,
-        clean_images: bool = True,
         labels: Literal["auto", "folder", "none"] = "auto",
         val_fraction: float = 0.1,
         val_root: str | Path | None = None,
         max_corrupt: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        clean_images: bool = True,
     ) -> None:
         super().__init__(
             root,

@@ -101,7 +101,7 @@ class ImageText(DecodedImages):
         root: folder that paths and shards are relative to.
         table: path of the table below ``root``; default ``captions.csv``.
         batch_size, seed, views: see :class:`ImageDataModule`.
-        num_workers, image_size, load_size, channels, clean_images, mean, std: see
+        num_workers, image_size, load_size, channels, mean, std, clean_images: see
             :class:`~lit_ssl.datamodules.ImageFolder`.
         image_column: default ``image``; of shards the extension of images, by default any that an image has.
         caption_columns: one or several; default ``caption``. Of shards the extensions of captions; default ``txt``.
@@ -133,7 +133,6 @@ class ImageText(DecodedImages):
         image_size: int | tuple[int, int] | None = None,
         load_size: int | None = None,
         channels: int = 3,
-        clean_images: bool = True,
         image_column: str | None = None,
         caption_columns: str | Sequence[str] | None = None,
         label_column: str | None = None,
@@ -146,6 +145,7 @@ class ImageText(DecodedImages):
         max_corrupt: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        clean_images: bool = True,
     ) -> None:
         super().__init__(
             root,

@@ -248,7 +248,7 @@ class ImageDataModule(LightningDataModule):
         if views is None or trainer.predicting:
             return batch
         if groups_of(views, spec) != self._cropped:  # others than when the loaders were made
-            if trainer.training and not self.clean_images and self._cropped:
+            if trainer.training and not self.clean_images and any(name.startswith(CROPS) for name in batch):
                 raise RuntimeError(
                     "clean_images=False left nothing to make these views of, which are not those that the loaders crop "
                     "for: leave the views as they are while a loader is in use, or set clean_images=True"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import timm.optim
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_ssl.checks import check_choice, check_integer, check_positive
@@ -125,9 +125,10 @@ def build_optimizer(
     either, as in SimCLR (Chen et al. 2020, arXiv:2002.05709), and those that could decay are adapted at weight decay 0
     too. Every other name is looked up in ``timm.optim`` (``timm.optim.list_optimizers()``).
 
-    On a CPU and on CUDA, Adam and AdamW take torch's fused kernel: the same numbers to the last bits, on a CPU in a
-    fifth to half of the time. ``options={"fused": False}`` forbids it. Gradients can be clipped all the same: under
-    ``16-mixed`` they are unscaled before the kernel sees them, not by it.
+    On a CPU and on CUDA, Adam and AdamW take torch's fused kernel where parameters are not sharded: in float32 the same
+    numbers to the last bits, on a CPU in a fifth to half of the time. ``options={"fused": False}`` forbids it.
+    Gradients can be clipped all the same: under ``16-mixed`` they are unscaled before the kernel sees them, not by it.
+    A state may be loaded that was saved with another kernel, or with weights in another memory format.
 
     Args:
         parameters: a module, or (name, parameter) pairs.
@@ -167,7 +168,25 @@ def build_optimizer(
         raise ValueError(f"optimizer {name!r} cannot be used here: {error}") from error
     # Else Lightning would leave it to a fused kernel to unscale gradients, and refuse to clip them, in bf16-mixed, too.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    base = getattr(optimizer, "_base_optimizer", optimizer)  # in timm's Lookahead
+    base.register_load_state_dict_pre_hook(_with_own_kernel)
+    base.register_load_state_dict_post_hook(_as_parameters_lie)
     return optimizer
+
+
+def _with_own_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Which kernel updates is said by the run that loads a state, not by the one that saved it."""
+    own = {key: optimizer.defaults[key] for key in ("fused", "foreach") if key in optimizer.defaults}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
+
+
+def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
+    """Moments are put in memory as their parameters are, which fused kernels take for granted and do not check."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            alike = type(value) is Tensor and type(parameter.data) is Tensor and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def scaled_lr(lr: float, batch: int, rule: Literal["linear", "sqrt", "none"] = "linear", base: int = 256) -> float:

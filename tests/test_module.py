@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -187,6 +188,17 @@ def test_other_precisions_train(precision, spec, loader, make_trainer):
     trainer.fit(method, loader, loader)
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert trainer.callback_metrics["val/loss"].isfinite()
+
+
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=2.0**10)])
+def test_gradients_are_clipped_in_mixed_precision(scaler, spec, loader, make_trainer):
+    method = SimCLR(backbone="convnet", spec=spec, optimizer="adamw", lr=1e-3)
+    precision = MixedPrecision("16-mixed" if scaler else "bf16-mixed", "cpu", scaler)
+    trainer = make_trainer(plugins=[precision], gradient_clip_val=1e-3)
+    trainer.fit(method, loader)
+    assert trainer.optimizers[0].defaults["fused"]
+    norms = [p.grad.norm() for p in method.parameters()]
+    assert 0 < torch.stack(norms).norm() <= 1.001e-3
 
 
 def test_compile_keeps_names_and_results(spec, tiny, images):

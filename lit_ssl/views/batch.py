@@ -3,7 +3,7 @@
 Data modules call these functions from their transfer hooks; :class:`lit_ssl.SSLModule` calls the same ones for a plain
 ``DataLoader``. A batch is a dict:
 
-- ``image``: uint8 (B, C, H, W), 0 to 255.
+- ``image``: uint8 (B, C, H, W), 0 to 255; of files with ``clean_images=False`` in training what the first view crops.
 - ``label``: int64 (B,), -1 for none.
 - ``index``: int64 (B,), the sample's place in its data set; -1 for a row that has none (padding, or a plain loader).
 - ``key``: int64 (B,), the sample's random key for this epoch. It stays on the host, whatever the batch's device, so

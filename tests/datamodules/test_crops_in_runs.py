@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from photos import SPEC, expected_views, write_photos
 
 from lit_ssl import SimCLR
-from lit_ssl.callbacks import AugmentedViews, augmented_views
+from lit_ssl.callbacks import AugmentedViews, OnlineLinearProbe, augmented_views
 from lit_ssl.callbacks.health_replay import rebuilt
 from lit_ssl.datamodules import ImageFolder, ImageText
 from lit_ssl.views import BYOLViews, MultiCropViews, SimCLRViews, SLIPViews
@@ -108,8 +108,8 @@ class Kill(Callback):
             raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_resume_in_mid_epoch_makes_the_same_views_bit_by_bit(make_trainer, folder, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "clean_images"), [(0, True), (1, True), (0, False)])
+def test_a_resume_in_mid_epoch_makes_the_same_views_bit_by_bit(make_trainer, folder, tmp_path, workers, clean_images):
     def run(name, resume=None, *callbacks):
         module = Keep()
         save = ModelCheckpoint(tmp_path / name, every_n_train_steps=1, save_top_k=-1, filename="{step}")
@@ -117,7 +117,8 @@ def test_a_resume_in_mid_epoch_makes_the_same_views_bit_by_bit(make_trainer, fol
             max_epochs=2, callbacks=[save, *callbacks], enable_checkpointing=True, limit_val_batches=0
         )
         try:
-            trainer.fit(module, folder_data(folder, num_workers=workers), ckpt_path=resume)
+            data = folder_data(folder, num_workers=workers, clean_images=clean_images)
+            trainer.fit(module, data, ckpt_path=resume)
         except RuntimeError as error:
             assert "killed" in str(error)  # noqa: PT017
         return module
@@ -171,12 +172,14 @@ class Rebuild(Callback):
         self.ran = True
 
 
-def test_callbacks_see_the_views_and_can_make_them_again(make_trainer, folder, monkeypatch):
+@pytest.mark.parametrize("clean_images", [True, False])
+def test_callbacks_see_the_views_and_can_make_them_again(make_trainer, folder, monkeypatch, clean_images):
     shown, rebuild = [], Rebuild()
     monkeypatch.setattr(augmented_views, "save_picture", lambda trainer, name, make: make())
     monkeypatch.setattr(augmented_views, "grid", shown.append)
     module = Keep()
-    make_trainer(limit_val_batches=0, callbacks=[AugmentedViews(samples=3), rebuild]).fit(module, folder_data(folder))
+    trainer = make_trainer(limit_val_batches=0, callbacks=[AugmentedViews(samples=3), rebuild])
+    trainer.fit(module, folder_data(folder, clean_images=clean_images))
     assert rebuild.ran
     ((image, *views),) = shown
     assert torch.equal(image, module.train_batches[0]["image"] / 255)
@@ -198,10 +201,11 @@ def test_images_with_captions_are_cropped_too(make_trainer, folder, packed):
         (folder / "captions.csv").write_text("\n".join(["image,caption", *rows]))
     views, module = SLIPViews(), Keep(SLIPViews())
     sizes = {"image_size": 14, "load_size": 16, "batch_size": 4}
-    data = ImageText(folder, **sizes, **source, num_workers=0, seed=9, val_fraction=0)
+    data = ImageText(folder, **sizes, **source, num_workers=0, seed=9, val_fraction=0, clean_images=packed)
     make_trainer().fit(module, data)
     for batch in module.train_batches:
         assert batch["text"] == [f"caption {i}" for i in batch["index"].tolist()]
+        assert batch["image"].shape[2:] == ((16, 16) if packed else (14, 14))
         for row, i in enumerate(batch["index"].tolist()):
             for view, wanted in zip(
                 batch["views"], expected_views(folder / f"{i:02}.jpg", i, 0, 9, views), strict=True
@@ -209,8 +213,13 @@ def test_images_with_captions_are_cropped_too(make_trainer, folder, packed):
                 torch.testing.assert_close(view[row], wanted, rtol=0, atol=1e-5)
 
 
-def test_a_method_learns_from_them(make_trainer, folder):
+@pytest.mark.parametrize("clean_images", [True, False])
+def test_a_method_and_a_probe_learn_from_them(make_trainer, folder, clean_images):
+    for i, path in enumerate(sorted(folder.iterdir())):
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        path.rename(folder / "ab"[i % 2] / path.name)
     module = SimCLR(backbone="mlp", backbone_options={"hidden": (32, 16)}, projector_hidden=16, projector_dim=8)
-    trainer = make_trainer(max_epochs=2, precision="64-true")
-    trainer.fit(module, folder_data(folder))
+    trainer = make_trainer(max_epochs=2, precision="64-true", callbacks=[OnlineLinearProbe()])
+    trainer.fit(module, folder_data(folder, clean_images=clean_images))
     assert trainer.callback_metrics["train/loss"].isfinite()
+    assert 0 <= trainer.callback_metrics["probe/val_acc"] <= 1
