@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from lit_ssl.views import Batch
+from lit_ssl.views.batch import with_image
 
 __all__ = ["ImageTensors", "Loader", "check_labels", "collate", "outlast_signals"]
 
@@ -102,11 +103,13 @@ def outlast_signals(worker: int) -> None:
 class Loader(DataLoader[Batch]):
     """A ``DataLoader`` that starts nothing before its first batch is asked for.
 
-    Lightning creates iterators before it restores its counters; workers would then prefetch the wrong epoch.
+    Lightning creates iterators before it restores its counters; workers would then prefetch the wrong epoch. Batches
+    that hold nothing but crops get their ``image`` here, behind the workers and the pinning, for no copy.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
+        for batch in super().__iter__():
+            yield with_image(batch) if isinstance(batch, dict) else batch
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the place in the epoch is the trainer's, which the sampler reads. Tells Lightning we can resume."""

@@ -151,7 +151,8 @@ class ImageFiles(Dataset[Batch]):
     def cropped(self, groups: Sequence[Group], seed: int, square: bool = True) -> ImageFiles:
         """The same files, whose batches also hold the crops of views: ``crops/…``, see :mod:`lit_ssl.views.batch`.
 
-        Without ``square``, ``image`` is what the first view shows, and no central square is made.
+        Without ``square`` they hold no ``image``; :class:`~lit_ssl.datamodules.dataset.Loader` adds what the first view
+        crops.
 
         They are those that the key of (seed, epoch, index) draws, index being that of the image which is there in the
         end. So ``__getitems__`` takes pairs (epoch, index). Bare indices, of samplers that know no epoch, get no crops.
@@ -230,7 +231,7 @@ class ImageFiles(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[Any]) -> Batch:
         """A batch: ``image`` uint8 (B, C, size, size), ``label`` and ``index`` int64 (B,); -1 is a padding row.
 
-        With crops and without the square, see :meth:`cropped`, ``image`` is of the first view's size and memory.
+        With crops and without the square there is no ``image``, see :meth:`cropped`.
 
         Args:
             indices: integers, or pairs of the epoch (one for all) and an integer, see :meth:`cropped`.
@@ -246,5 +247,5 @@ class ImageFiles(Dataset[Batch]):
         if self.plan is not None and epoch is not None:
             crops = self.plan.entries([cut for _, (_, cut) in rows])
         squares = [square for _, (square, _) in rows if square is not None]
-        image = stacked(squares) if squares else next(iter(crops.values()))[:, 0]
-        return {"image": image, "label": label, "index": index, **crops}
+        image = {"image": stacked(squares)} if squares else {}
+        return {**image, "label": label, "index": index, **crops}

@@ -17,7 +17,7 @@ from lit_ssl.checks import check_integer
 from lit_ssl.random import reseed, resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import Batch, View, as_batch, with_keys, with_text, with_views
-from lit_ssl.views.batch import CROPS
+from lit_ssl.views.batch import CROPS, with_image, without_image
 from lit_ssl.views.groups import Group, groups_of
 
 from .dataset import Loader, check_labels, collate, outlast_signals
@@ -238,8 +238,8 @@ class ImageDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Moves all but ``key``, from which random decisions are drawn on the host."""
-        rest = {name: value for name, value in batch.items() if name != "key"}
-        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "key": batch["key"]}
+        rest = without_image({name: value for name, value in batch.items() if name != "key"})
+        return {**with_image(super().transfer_batch_to_device(rest, device, dataloader_idx)), "key": batch["key"]}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Adds ``views``, but where predicting, for the spec that the module was built with."""

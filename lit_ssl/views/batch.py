@@ -25,7 +25,17 @@ from torch import Tensor
 from lit_ssl.random import sample_key, uniform
 from lit_ssl.spec import ImageSpec
 
-__all__ = ["CROPS", "Batch", "View", "as_batch", "with_keys", "with_text", "with_views"]
+__all__ = [
+    "CROPS",
+    "Batch",
+    "View",
+    "as_batch",
+    "with_image",
+    "with_keys",
+    "with_text",
+    "with_views",
+    "without_image",
+]
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -158,6 +168,24 @@ def with_text(batch: Batch, draw: bool) -> Batch:
     else:
         places = [0] * len(captions)
     return {**batch, "text": [ways[place] for ways, place in zip(captions, places, strict=True)]}
+
+
+def _first_crops(batch: Batch) -> Tensor | None:
+    return next((value[:, 0] for name, value in batch.items() if name.startswith(CROPS)), None)
+
+
+def with_image(batch: Batch) -> Batch:
+    """``batch`` with ``image``: where it has crops only, what the first view shows of them, in their memory."""
+    crops = None if "image" in batch else _first_crops(batch)
+    return batch if crops is None else {"image": crops, **batch}
+
+
+def without_image(batch: Batch) -> Batch:
+    """``batch`` without an ``image`` that :func:`with_image` gave it, and can give it again."""
+    crops = _first_crops(batch)
+    if crops is None or batch["image"].data_ptr() != crops.data_ptr():
+        return batch
+    return {name: value for name, value in batch.items() if name != "image"}
 
 
 def with_views(batch: Batch, views: View, spec: ImageSpec, dtype: torch.dtype) -> Batch:

@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_ssl.random import integers, sample_key
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import SingleView, as_batch, with_keys, with_text, with_views
+from lit_ssl.views.batch import with_image, without_image
 
 IMAGE = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.manual_seed(0)).to(torch.uint8)
 LABEL = torch.tensor([3, 1, -1, 0, 2, 2])
@@ -129,3 +130,16 @@ def test_images_that_do_not_fit_the_spec_are_named():
         with_views(last, SingleView(), ImageSpec(8, 3), torch.float32)
     with pytest.raises(ValueError, match="no 'key'"):
         with_views(as_batch(IMAGE), SingleView(), ImageSpec(8), torch.float32)
+
+
+def test_the_first_view_s_crops_stand_for_an_image_that_is_not_there():
+    crops = torch.stack([IMAGE, IMAGE + 1]).transpose(0, 1)  # view by view in memory
+    batch = {"label": LABEL, "crops/global": crops, "crops/local": crops[..., :4]}
+    shown = with_image(batch)
+    assert torch.equal(shown["image"], IMAGE)
+    assert shown["image"].data_ptr() == crops.data_ptr()
+    assert same(without_image(shown), batch)
+    own = {"image": IMAGE, **batch}
+    for whole in (own, {"image": IMAGE}, {"label": LABEL}):
+        assert with_image(whole) is whole
+    assert without_image(own) is own
