@@ -51,15 +51,15 @@ except ImportError as error:
     sys.exit(f"benchmarks/image_folder.py compares with lightly: pip install -r benchmarks/requirements.txt ({error})")
 
 SIZE, BLUR, BATCH = 224, 0.5, 32
-PHOTOS = 512  # files; what lit_ssl reads in a round, a few seconds, in which starting workers counts for little
-SHARE = {"lightly": 256, "torchvision": 64}  # what the others read in a round
+PHOTOS = 1024  # files; what lit_ssl reads in a round, a few seconds, in which starting workers counts for little
+SHARE = {"lightly": 512, "torchvision": 96}  # what the others read in a round, for as long
 VIEWS, SPEC = SimCLRViews(strength=1.0, blur=BLUR), ImageSpec(SIZE)
 
 Take = Callable[[list[Tensor]], None]
 
 
 def write_photos(root: Path) -> float:
-    """Makes the folder, of 64 photographs and their mirrored images; returns the mean size of the files in kB."""
+    """Makes the folder, of 256 photographs and their mirrored images; returns the mean size of the files in kB."""
     (root / "all").mkdir()
     photos = images(PHOTOS // 4, 500)[:, :, 60:435]
     for way, mirrored in enumerate(((), (2,), (3,), (2, 3))):

@@ -157,7 +157,7 @@ def pixels(case: Case) -> Tensor:
     return images(max(2048 * 32 // case.spec.height, 8 * case.batch), case.spec.height)
 
 
-def loader(dataset: Any, case: Case, workers: int) -> DataLoader[Any]:
+def loader(dataset: Any, case: Case, workers: int, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         case.batch,
@@ -165,7 +165,7 @@ def loader(dataset: Any, case: Case, workers: int) -> DataLoader[Any]:
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
     )
 
 

@@ -30,7 +30,8 @@ in the process that trains. The rows ``2 workers``, for the net of the quickstar
 part is small), have two more processes for a peer's loader, of one thread each, and so up to three cores where lit_ssl
 has one. With ``--threads 2`` all have two threads, and the figure of a peer is that of its best number of workers.
 
-``--profile`` shows, in place of all this, where the time of a step of lit_ssl goes.
+In the end the cases in float32 run once more, to show where the time of a step of lit_ssl goes; with ``--profile`` this
+is all that runs.
 """
 
 from __future__ import annotations
@@ -124,14 +125,17 @@ def compare(name: str, case: Case, fast: bool, threads: int) -> tuple[dict[str, 
     return result, [f"| {name} | {row} |" for row in rows]
 
 
-def profile(name: str, case: Case, fast: bool) -> None:
-    one = ours(case, built(case), pixels(case), fast)
-    sections = Sections(one.module, one.data["datamodule"])
-    trainer(3 * case.steps + 1, fast, sections).fit(one.module, **one.data)
-    total = sum(sections.spent.values())
-    for part, seconds in sorted(sections.spent.items(), key=lambda entry: -entry[1]):
-        each = 1e3 * seconds / (3 * case.steps)
-        print(f"| {name} | {part} | {each:,.2f} | {100 * seconds / total:.1f} % |", flush=True)
+def profile(names: list[str]) -> None:
+    print("| step of lit_ssl | part | ms | share |\n|---|---|---|---|", flush=True)
+    for name in names:
+        case, fast = CASES[name.removesuffix(FAST)], name.endswith(FAST)
+        one = ours(case, built(case), pixels(case), fast)
+        sections = Sections(one.module, one.data["datamodule"])
+        trainer(3 * case.steps + 1, fast, sections).fit(one.module, **one.data)
+        total = sum(sections.spent.values())
+        for part, seconds in sorted(sections.spent.items(), key=lambda entry: -entry[1]):
+            each = 1e3 * seconds / (3 * case.steps)
+            print(f"| {name} | {part} | {each:,.2f} | {100 * seconds / total:.1f} % |", flush=True)
 
 
 def main() -> None:
@@ -141,7 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, choices=[1, 2], default=1, help="of the process that trains (default: 1)"
     )
-    parser.add_argument("--profile", action="store_true", help="show where the time of a step of lit_ssl goes")
+    parser.add_argument("--profile", action="store_true", help="only show where the time of a step of lit_ssl goes")
     parser.add_argument("--json", type=Path, help="write images a second of each case and library here")
     a = parser.parse_args()
     if a.profile and a.json:
@@ -154,9 +158,7 @@ def main() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     print(f"{machine()}, lightning {version('lightning')}, {a.threads} thread(s)\n", flush=True)
     if a.profile:
-        print("| step of lit_ssl | part | ms | share |\n|---|---|---|---|", flush=True)
-        for name in a.cases or CASES:
-            profile(name, CASES[name.removesuffix(FAST)], name.endswith(FAST))
+        profile(a.cases or list(CASES))
         return
     print("| case | library | images/s | ratio of lit_ssl | loss |\n|---|---|---|---|---|", flush=True)
     medians, proof = {}, []
@@ -164,7 +166,9 @@ def main() -> None:
         medians[name], rows = compare(name, CASES[name.removesuffix(FAST)], name.endswith(FAST), a.threads)
         proof += rows
     print("\n| case | library | views | mean | std | backbone | projector |\n|---|---|---|---|---|---|---|")
-    print("\n".join(proof))
+    print("\n".join(proof), end="\n\n")
+    if plain := [name for name in a.cases or names if not name.endswith(FAST)]:
+        profile(plain)
     if a.json:
         a.json.write_text(json.dumps(medians, indent=2) + "\n")
 

@@ -44,6 +44,9 @@ NO_DECAY = (
 _FUSED = ("adam", "adamw")
 """Optimizers of torch whose parameters, unless sharded, are updated by one kernel and not by ten."""
 
+_KERNELS = ("fused", "foreach", "capturable", "differentiable")
+"""Options of torch's optimizers that choose how they compute."""
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
@@ -158,8 +161,8 @@ def build_optimizer(
         group["weight_decay"] *= weight_decay
     every = [p for group in groups for p in group["params"]]
     plain = all(type(p.data) is torch.Tensor and p.device.type in ("cpu", "cuda") for p in every)
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
-    kernel: dict[str, Any] = {"fused": True} if name in _FUSED and plain and not chosen else {}
+    chosen = options.keys() & _KERNELS
+    kernel: dict[str, Any] = {"fused": True} if kind in _FUSED and plain and not chosen else {}
     try:
         optimizer = timm.optim.create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=0.0, **kernel, **options)
     except (TypeError, ValueError) as error:
@@ -176,15 +179,17 @@ def build_optimizer(
 
 def _with_own_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Which kernel updates is said by the run that loads a state, not by the one that saved it."""
-    own = {key: optimizer.defaults[key] for key in ("fused", "foreach") if key in optimizer.defaults}
+    own = {key: optimizer.defaults[key] for key in _KERNELS if key in optimizer.defaults}
     return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
 
 
 def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
-    """Moments are put in memory as their parameters are, which fused kernels take for granted and do not check."""
-    for parameter, state in optimizer.state.items():
+    """Moments are put in memory as their parameters are, which fused kernels take for granted, on a CPU unchecked."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if type(p.data) is Tensor]
+    for parameter in parameters:
+        state = optimizer.state.get(parameter, {})
         for name, value in state.items():
-            alike = type(value) is Tensor and type(parameter.data) is Tensor and value.shape == parameter.shape
+            alike = type(value) is Tensor and value.shape == parameter.shape
             if alike and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 

@@ -163,11 +163,12 @@ def test_gradients_of_a_fused_optimizer_can_be_clipped_in_mixed_precision(option
 def test_a_fused_kernel_goes_on_from_weights_in_another_memory_format(name, saved):
     others = {torch.contiguous_format: torch.channels_last, torch.channels_last: torch.contiguous_format}
     weight = torch.randn(5, 3, 3, 3, generator=torch.manual_seed(0), dtype=torch.float64)
-    gradients = torch.randn(4, *weight.shape, dtype=torch.float64)
+    gradients = torch.randn(9, *weight.shape, dtype=torch.float64)  # Lookahead acts on every sixth
 
     def steps(memory_format, state, gradients):
         parameter = nn.Parameter(weight.clone(memory_format=memory_format))
         optimizer = build_optimizer([("weight", parameter)], name=name, lr=1e-2)
+        assert optimizer.defaults["fused"]
         if state is not None:
             parameter.data.copy_(state[0])
             optimizer.load_state_dict(copy.deepcopy(state[1]))
@@ -177,13 +178,13 @@ def test_a_fused_kernel_goes_on_from_weights_in_another_memory_format(name, save
         return parameter.detach(), optimizer.state_dict()
 
     whole, _ = steps(saved, None, gradients)
-    resumed, _ = steps(others[saved], steps(saved, None, gradients[:2]), gradients[2:])
+    resumed, _ = steps(others[saved], steps(saved, None, gradients[:7]), gradients[7:])
     torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-12)
 
 
 def test_the_kernel_is_that_of_the_run_and_not_of_the_state_it_loads():
     model = Toy()
-    fused, loop = (build_optimizer(model, name="adamw", lr=0.1, options=o) for o in ({}, {"fused": False}))
+    fused, loop = (build_optimizer(model, name="adamw", lr=0.1, options=o) for o in ({}, {"foreach": False}))
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     for optimizer, other in ((fused, loop), (loop, fused)):
