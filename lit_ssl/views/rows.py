@@ -9,11 +9,12 @@ __all__ = ["chosen", "sent"]
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """``x``, of the host, on ``device``, without the host waiting for what a GPU has yet to do.
+    """``x`` on ``device``, without the host waiting for what a GPU has yet to do.
 
-    CUDA copies out of other than pinned memory only when all work that was queued before is done.
+    CUDA may copy out of other than pinned memory only when all work that was queued before is done.
     """
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    pinned = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x
+    return pinned.to(device, non_blocking=True)
 
 
 def chosen(mask: list[bool], device: torch.device) -> slice | Tensor | None:
