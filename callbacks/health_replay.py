@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import textwrap
@@ -15,8 +14,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from lit_ssl import ImageSpec, SSLModule
+from lit_ssl import SSLModule
 from lit_ssl.random import resolve_seed
+from lit_ssl.rebuild import saved_method
 from lit_ssl.views import Batch
 
 __all__ = ["load_replay", "rebuilt", "save_replay"]
@@ -46,7 +46,6 @@ def save_replay(path: Path, trainer: Trainer, module: Any, batch: Batch, found: 
     checkpoint: dict[str, Any] = {"hyper_parameters": dict(getattr(module, "hparams", {}))}
     module.on_save_checkpoint(checkpoint)
     arguments = checkpoint["hyper_parameters"]
-    arguments = {name: value for name, value in arguments.items() if name not in ("_instantiator", "_class_path")}
     arguments |= {"seed": resolve_seed(getattr(module, "seed", None)), "compile": False}
     record = {
         **found,
@@ -56,6 +55,7 @@ def save_replay(path: Path, trainer: Trainer, module: Any, batch: Batch, found: 
         "precision": str(trainer.precision),
         "batch": _plain(batch),
         "class_path": checkpoint.get("class_path"),
+        "given": checkpoint.get("given", {}),
         "hyper_parameters": _plain(arguments),
         "state_dict": _plain(module.state_dict()),
     }
@@ -82,8 +82,9 @@ def load_replay(path: str | Path, module: SSLModule | None = None) -> tuple[SSLM
     is then of that process's rows alone.
 
     Args:
-        path: a file that :class:`~lit_ssl.callbacks.HealthGuard` saved. It is read with ``weights_only=True``.
-        module: the method, where the file cannot name it (its backbone was given as a module); its weights become
+        path: a file that :class:`~lit_ssl.callbacks.HealthGuard` saved. It is read with ``weights_only=True``, and no
+            class that it names is imported: a method of your own is passed, or its module imported before.
+        module: the method, where the file cannot hold it (its backbone was given as a module); its weights become
             those of the file.
 
     Raises:
@@ -96,29 +97,23 @@ def load_replay(path: str | Path, module: SSLModule | None = None) -> tuple[SSLM
     if not isinstance(record, dict) or not {"batch", "state_dict", "class_path"} <= record.keys():
         raise ValueError(f"{path} is not a batch that HealthGuard saved")
     try:
+        saved = saved_method(record, str(path))
         if module is None:
-            module = _kind(str(record["class_path"]))(**record["hyper_parameters"])
-        module.spec = module.spec or ImageSpec.of(record["hyper_parameters"]["spec"])
+            module = saved.build(SSLModule)
+        module.spec = module.spec or saved.spec
         module.configure_model()
         module.to(dtype=next(value.dtype for value in record["state_dict"].values() if value.is_floating_point()))
         module.load_state_dict(record["state_dict"])
-    except (ImportError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        step = int(record["step"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{path} does not fit {record['class_path']} alone; pass the method as it was built in the run, "
-            f"load_replay(path, module) ({textwrap.shorten(reason, 200, placeholder=' …')})"
+            f"load_replay(path, module) ({textwrap.shorten(reason, 400, placeholder=' …')})"
         ) from error
     kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {"global_step": record["step"]})  # without a trainer it is 0
+    module.__class__ = type(kind.__name__, (kind,), {"global_step": step})  # without a trainer it is 0
     return module.train(), record["batch"]
-
-
-def _kind(class_path: str) -> type[SSLModule]:
-    home, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(home), name)
-    if not (isinstance(kind, type) and issubclass(kind, SSLModule)):
-        raise TypeError(f"{class_path} is no SSLModule")
-    return kind
 
 
 def _plain(value: Any) -> Any:

@@ -184,13 +184,15 @@ def check_whole(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(f"{path} is not a whole checkpoint ({damage}); {instead}")
 
 
-def load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint from a local file, after its checksum has been compared. Never runs code from the file.
+def load(path: str | os.PathLike[str], map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint from a local file, after its checksum has been compared, or from a URL. Never runs code from it.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged (the message names a whole one beside it), or it would run code.
     """
+    if "://" in str(path):
+        return _load(str(path), map_location=map_location, weights_only=True)
     check_whole(path)
     try:
         return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -34,10 +36,12 @@ from lit_ssl.callbacks import (
     Throughput,
     ZeroShot,
 )
-from lit_ssl.layers import Layer, with_checkpoint, with_classes_first
+from lit_ssl.checkpoint import CheckpointError
+from lit_ssl.layers import Layer, flags_of, given_of, with_checkpoint, with_classes_first
 from lit_ssl.logger import MetricsLogger, RunRecord, newest_run
 from lit_ssl.messages import UserError, cause_of, choice_of, is_users, line_of, quiet
 from lit_ssl.module import SSLModule
+from lit_ssl.rebuild import SavedMethod
 
 __all__ = ["CLI", "UserError", "run"]
 
@@ -117,10 +121,15 @@ class CLI(LightningCLI):
         parser.set_defaults({"progress.refresh_rate": 10})  # a refresh reads the loss, which waits for the device
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(with_classes_first(with_checkpoint(args)))
+        args, self._saved = with_checkpoint(args)
+        self._given = {key: given_of(args, key) for key in ("model", "data")}
+        self._flags = flags_of(args, "model")
+        self.config = parser.parse_args(with_classes_first(args))
         self._require("model", "method")
         self._require("data", "data")
         config = self.config[self.config.subcommand]
+        if self._saved is not None:
+            self._check_saved(self._saved, config.model)
         start = config.model.get("init_args") or {}
         if self.config.subcommand != "fit" and not any(
             (config.ckpt_path, start.get("pretrained"), start.get("init_from"))
@@ -139,8 +148,37 @@ class CLI(LightningCLI):
             shipped = [name for name in configs.names() if name.startswith(f"{folder}/")]
             raise UserError(f"no {key}: give --config with one of {', '.join(shipped)}, or --{key}; {choice_of(key)}")
 
+    def _check_saved(self, saved: SavedMethod, model: Any) -> None:
+        named = model.class_path.rpartition(".")[2]
+        if saved.name and named != saved.name:
+            raise UserError(f"--ckpt_path: {saved.source} holds a {saved.name}, the configuration says {named}")
+        try:
+            replace(saved, given={k: v for k, v in saved.given.items() if k not in self._given["model"]}).check_given()
+        except CheckpointError as error:
+            raise UserError(f"--ckpt_path: {error}") from error
+
     def _parse_ckpt_path(self) -> None:
-        """Done already: a checkpoint's hyper-parameters are a layer, see :func:`~lit_ssl.layers.with_checkpoint`."""
+        """Done already, see :meth:`_instantiate_model`."""
+
+    def _add_instantiators(self) -> None:
+        """A class gets what was given and nothing else, so that it is what it would be in Python."""
+        self.parser.add_instantiator(self._instantiate_model, SSLModule, subclasses=True)
+        self.parser.add_instantiator(self._instantiate_data, LightningDataModule, subclasses=True)
+
+    def _instantiate_model(self, kind: type, *args: Any, **kwargs: Any) -> Any:
+        """With the arguments of a checkpoint under those of flags: plain values, of which the parser knows nothing."""
+        arguments = _only_given(kind, kwargs, self._given["model"])
+        if self._saved is None:
+            return kind(*args, **arguments)
+        saved = {name: value for name, value in self._saved.arguments.items() if name not in self._flags}
+        arguments = {**arguments, "pretrained": False, "init_from": None, "spec": self._saved.spec, **saved}
+        try:
+            return kind(*args, **{k: v for k, v in arguments.items() if v is not None or k in saved})
+        except Exception as error:  # what a constructor raises on values that anybody may have written
+            raise UserError(f"--ckpt_path: {self._saved.source} cannot be rebuilt: {line_of(error)}") from error
+
+    def _instantiate_data(self, kind: type, *args: Any, **kwargs: Any) -> Any:
+        return kind(*args, **_only_given(kind, kwargs, self._given["data"]))
 
     def _set_seed(self) -> None:
         try:
@@ -189,6 +227,16 @@ class CLI(LightningCLI):
             print(f"files of this run: {folder}")
 
     after_validate = after_test = after_predict = after_fit
+
+
+def _only_given(kind: type, arguments: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The arguments without the defaults that the parser found in the signatures of a class's bases: the class may have
+    others, as ``kwargs.setdefault`` gives."""
+    own = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+    inherited = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
+    if not inherited:
+        return arguments
+    return {name: value for name, value in arguments.items() if name in given or name in own}
 
 
 def run(args: Sequence[str]) -> None:

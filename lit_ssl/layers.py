@@ -1,4 +1,4 @@
-"""What layers of the command's arguments are, beside files: shipped ones by name, and the model of a checkpoint."""
+"""What the command's arguments say before they are parsed: layers by name, classes, and the method of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,31 +8,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ActionConfigFile
 
 from lit_ssl import configs
 from lit_ssl.checkpoint import CheckpointError, load
 from lit_ssl.messages import UserError, line_of
+from lit_ssl.module import SSLModule
+from lit_ssl.rebuild import SavedMethod, saved_method
+from lit_ssl.yaml_files import YAMLFileError, read_yaml
 
-__all__ = ["Layer", "with_checkpoint", "with_classes_first"]
-
-
-class CheckpointLayer(str):
-    """A layer that a checkpoint's hyper-parameters make: a configuration string that says where it came from."""
-
-    path: str
-    model: dict[str, Any]
+__all__ = ["Layer", "flags_of", "given_of", "with_checkpoint", "with_classes_first"]
 
 
 class Layer(ActionConfigFile):
     """``--config``: a file, the name of a shipped layer, or a configuration string."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        if isinstance(values, CheckpointLayer):
-            _check_same_class(values, cfg.get("model"))
-            values = str(values)
-        elif not values.lstrip().startswith("{"):
+        if not values.lstrip().startswith("{"):
             try:
                 values = str(configs.find(values))
             except FileNotFoundError as error:
@@ -44,11 +36,10 @@ class Layer(ActionConfigFile):
 def _check_file(path: str) -> None:
     """What the parser would say of such a file names neither it nor the place."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" line {place.line + 1}" if place is not None else ""
-        raise UserError(f"--config: {path}{where} is no YAML: {getattr(error, 'problem', None) or error}") from error
+        content = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except (YAMLFileError, UnicodeDecodeError) as error:
+        what = f" is no YAML: {error}" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise UserError(f"--config: {path}{what}") from error
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
         raise UserError(f"--config: {path} must hold sections such as model, data and trainer, got {kind}")
@@ -62,72 +53,79 @@ def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield flag, value if joined else following
 
 
-def with_classes_first(args: Sequence[str]) -> list[str]:
-    """The arguments with the classes of model and data in front, so that a layer of arguments may come before them."""
-    classes: dict[str, Any] = {}
+def _layers(args: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What each flag says that is a layer, or the class of model or data, as a layer, with the flag in front."""
     for flag, value in _options(args):
         given: Any = {}
         if flag in ("--config", "-c"):
-            with suppress(OSError, yaml.YAMLError):  # told when the layer's turn comes
-                given = yaml.safe_load(
-                    str(value) if value.lstrip().startswith("{") else configs.find(value).read_text()
-                )
+            with suppress(OSError, ValueError):  # told when the layer's turn comes
+                text = value if value.lstrip().startswith("{") else configs.find(value).read_text(encoding="utf-8")
+                given = read_yaml(text)
         elif flag in ("--model", "--data"):
             given = {flag[2:]: {"class_path": value}}
+        if isinstance(given, dict):
+            yield flag, given
+
+
+def classes_of(args: Sequence[str]) -> dict[str, str]:
+    """The class of model and of data, as the first layer that names one says."""
+    classes: dict[str, str] = {}
+    for _, given in _layers(args):
         for key in ("model", "data"):
-            section = given.get(key) if isinstance(given, dict) else None
+            section = given.get(key)
             if isinstance(section, dict) and isinstance(section.get("class_path"), str):
-                classes.setdefault(key, {"class_path": section["class_path"]})
+                classes.setdefault(key, section["class_path"])
+    return classes
+
+
+def flags_of(args: Sequence[str], key: str) -> set[str]:
+    """Names of the arguments of ``key`` that flags give, such as ``lr`` for ``--model.lr``."""
+    given = (flag.removeprefix(f"--{key}.").removeprefix("init_args.") for flag, _ in _options(args))
+    return {name.partition(".")[0].rstrip("+") for name in given if not name.startswith("-")}
+
+
+def given_of(args: Sequence[str], key: str) -> set[str]:
+    """Names of the arguments of ``key`` that flags and layers give."""
+    names = flags_of(args, key)
+    for _, given in _layers(args):
+        section = given.get(key)
+        if isinstance(section, dict):
+            arguments = section.get("init_args", section)
+            names |= set(arguments) if isinstance(arguments, dict) else set()
+    return names
+
+
+def with_classes_first(args: Sequence[str]) -> list[str]:
+    """The arguments with the classes of model and data in front, so that a layer of arguments may come before them."""
+    classes = {key: {"class_path": class_path} for key, class_path in classes_of(args).items()}
     return [*args[:1], "--config", json.dumps(classes), *args[1:]] if classes else list(args)
 
 
-def with_checkpoint(args: Sequence[str]) -> list[str]:
-    """The arguments with the model of ``--ckpt_path FILE`` as a layer: over the others, under ``--model.…`` flags.
+def with_checkpoint(args: Sequence[str]) -> tuple[list[str], SavedMethod | None]:
+    """The arguments with the class of ``--ckpt_path FILE`` in front, and what the file says of its method.
 
-    Weights fit the model they were saved from: it need not be given again, and what a layer says of it gives way.
-    A flag is deliberate and stays.
+    Weights fit the model they were saved from: it need not be given again, and what a layer says of it gives way to the
+    file. A flag is deliberate and stays. The parser, which would resolve what a configuration names, sees no value of
+    the file: they go to the method's constructor as they are, see :meth:`lit_ssl.cli.CLI.instantiate`.
     """
-    rest: list[str] = []
-    flags: list[str] = []
-    path, pending = None, iter(args)
-    for arg in pending:
-        flag, joined, value = arg.partition("=")
-        if flag == "--ckpt_path":  # also last, so that the ``ckpt_path: null`` of a saved config.yaml does not undo it
-            path = value if joined else next(pending, "")
-        elif flag.startswith("--model.") and flag != "--model.help":
-            flags += [arg] if joined else [arg, next(pending, "")]
-        else:
-            rest.append(arg)
+    path = next((value for flag, value in reversed([*_options(args)]) if flag == "--ckpt_path"), None)
     if path is None:
-        return list(args)
-    if path in ("null", "last", "best", "hpc") or "://" in path or (layer := _checkpoint_layer(path)) is None:
-        return [*args, f"--ckpt_path={path}"]
-    return [*rest, "--config", layer, *flags, f"--ckpt_path={path}"]
-
-
-def _checkpoint_layer(path: str) -> CheckpointLayer | None:
+        return list(args), None
+    args = [
+        *args,
+        f"--ckpt_path={path}",
+    ]  # last, so that the ``ckpt_path: null`` of a saved config.yaml does not undo it
+    if path in ("null", "last", "best", "hpc") or "://" in path:
+        return args, None
     if not Path(path).is_file():
         raise UserError(f"--ckpt_path: no file {path!r}")
     try:
-        checkpoint = load(path, mmap=True)
-        arguments = dict(checkpoint.get("hyper_parameters", {}))
+        saved = saved_method(load(path, mmap=True), path, flags_of(args, "model"))
+        if "model" not in classes_of(args):
+            kind = saved.kind(SSLModule)
+            args = [args[0], f"--model={kind.__module__}.{kind.__qualname__}", *args[1:]]
+        return args, saved
     except CheckpointError as error:
         raise UserError(f"--ckpt_path: {error}") from error
     except (RuntimeError, AttributeError) as error:
         raise UserError(f"--ckpt_path: {path} is not a checkpoint of this package ({line_of(error)})") from error
-    arguments.pop("_instantiator", None)
-    class_path = arguments.pop("_class_path", None) or checkpoint.get("class_path")
-    if not arguments:
-        return None
-    arguments |= {"pretrained": False, "init_from": None}  # the weights are in the checkpoint
-    model = {"init_args": arguments, **({"class_path": class_path} if class_path else {})}
-    layer = CheckpointLayer(json.dumps({"model": model}))
-    layer.path, layer.model = path, model
-    return layer
-
-
-def _check_same_class(layer: CheckpointLayer, given: Any) -> None:
-    saved = layer.model.get("class_path", "").rpartition(".")[2]
-    named = str(given.get("class_path") or "").rpartition(".")[2] if hasattr(given, "get") else ""
-    if saved and named and saved != named:
-        raise UserError(f"--ckpt_path: {layer.path} holds a {saved}, the configuration says {named}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +14,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lit_ssl.checkpoint import check_whole
+from lit_ssl.checkpoint import load
 from lit_ssl.checks import check_choice, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
-from lit_ssl.hyperparameters import to_plain, views_from
+from lit_ssl.hyperparameters import NotesArguments, split_plain, views_from
 from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
 from lit_ssl.random import isolated, resolve_seed
+from lit_ssl.rebuild import saved_method
 from lit_ssl.sharding import shard
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import Batch, View, as_batch, clean, with_keys, with_views
@@ -33,7 +34,7 @@ Losses = dict[str, Tensor]
 warnings.filterwarnings("ignore", message=r"You have overridden `(on_|transfer_)\w*batch\w*` in both")
 
 
-class SSLModule(LightningModule):
+class SSLModule(NotesArguments, LightningModule):
     """Base class of every method.
 
     A method adds its heads in :meth:`build_heads` and says what it minimises in :meth:`loss`. Everything else (views
@@ -91,8 +92,7 @@ class SSLModule(LightningModule):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        self.save_hyperparameters({name: to_plain(value) for name, value in self.hparams.items()})
+        self._save_arguments()
         check_positive("warmup_epochs", warmup_epochs, zero=True)
         if pretrained and init_from is not None:
             raise ValueError(f"init_from ({init_from!r}) and pretrained=True both set the first weights; give one")
@@ -118,6 +118,18 @@ class SSLModule(LightningModule):
             "options": backbone_options,
         }
         self._init_from, self._compile, self._channels_last = init_from, compile, channels_last
+
+    def _save_arguments(self) -> None:
+        """Everything that is a plain value goes to the hyper-parameters; of modules and callables, what they are."""
+        modules = [name for name, value in self._given.items() if isinstance(value, nn.Module)]
+        self.save_hyperparameters(ignore=modules)
+        for name in ("_instantiator", "_class_path"):  # of a LightningCLI, for its own way of loading
+            self.hparams.pop(name, None)
+        plain, others = split_plain({**self.hparams, **{name: self._given[name] for name in modules}})
+        for name in others:
+            self.hparams.pop(name, None)
+        self.save_hyperparameters(plain)
+        self._not_plain = others
 
     # Networks
 
@@ -202,11 +214,14 @@ class SSLModule(LightningModule):
 
     def untrained(self) -> SSLModule:
         """A twin with its first weights: from the same seed, never pretrained; a given module has its own reset."""
-        arguments = {k: v for k, v in self.hparams.items() if k not in ("_instantiator", "_class_path")}
-        arguments |= {"spec": self.spec, "pretrained": False, "init_from": None, "compile": False}
-        if isinstance(self._architecture[0], nn.Module):
-            arguments["backbone"] = copy.deepcopy(self._architecture[0])
-        twin = type(self)(**arguments)
+        memo: dict[int, Any] = {}  # a module that is given twice stays one
+        given: dict[str, Any] = {
+            name: copy.deepcopy(value, memo) if isinstance(value, nn.Module) else value
+            for name, value in self._given.items()
+        }
+        twin = type(self)(**given)
+        twin.spec, twin._init_from, twin._compile = self.spec, None, False
+        twin._backbone_arguments["pretrained"] = False
         twin.configure_model()
         if isinstance(self._architecture[0], nn.Module):
             with isolated(resolve_seed(self.seed), "weights"):
@@ -296,15 +311,51 @@ class SSLModule(LightningModule):
         return with_views(batch, self.views, self.spec, cast(torch.dtype, self.dtype))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Lightning's, after the checksum of a local file has been compared; never runs code from the file."""
-        if isinstance(checkpoint_path, (str, os.PathLike)) and "://" not in str(checkpoint_path):
-            check_whole(checkpoint_path)
-        return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The method of a checkpoint, with its weights, in evaluation mode. Never runs or imports what the file names.
+
+        ``SSLModule.load_from_checkpoint`` finds the class among those of this package; a method of your own is loaded
+        by its own class. What was given as a module has to be given again, ``backbone=...``.
+
+        Args:
+            checkpoint_path: a file, whose checksum is compared; or a URL.
+            map_location: the device, by default the host.
+            hparams_file: not supported: a checkpoint holds its arguments.
+            strict: whether all weights have to be there and to fit; default as ``strict_loading`` has it, True.
+            weights_only: always True.
+            **kwargs: arguments of the method, in place of the file's.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is damaged, holds another method, or cannot be rebuilt; the message says why.
+            ValueError: an argument that is not supported.
+        """
+        for name, value in (("hparams_file", hparams_file), ("weights_only", weights_only)):
+            if value not in (None, name == "weights_only"):
+                raise ValueError(f"{name} must be left out, got {value!r}: a file is never trusted to run code")
+        content = load(checkpoint_path, map_location or "cpu")
+        method = saved_method(content, str(checkpoint_path), kwargs).build(cls, **kwargs)
+        method.on_load_checkpoint(content)
+        method.load_state_dict(content["state_dict"], strict=method.strict_loading if strict is None else strict)
+        return method.to(map_location or "cpu").eval()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what loading needs: without the data, without other files, and without knowing the class."""
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["given"] = dict(self._not_plain)
+        arguments = dict(checkpoint.get("hyper_parameters") or self.hparams)
+        if not type(self).__init__.__module__.startswith("lit_ssl."):  # it may give some of the base's by itself
+            own = {*self._given, *inspect.signature(type(self).__init__).parameters}
+            arguments = {name: value for name, value in arguments.items() if name in own}
         if self.spec is not None:
             first_weights = {"pretrained": False, "init_from": None}  # superseded by those in the checkpoint
-            checkpoint["hyper_parameters"] |= {"spec": self.spec.to_dict(), **first_weights}
+            arguments |= {"spec": self.spec.to_dict(), **first_weights}
+        checkpoint["hyper_parameters"] = arguments

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ssl import ImageSpec, MoCo, SimCLR
+from lit_ssl.checkpoint import CheckpointError
 from lit_ssl.views import SimCLRViews, SingleView, clean
 
 
@@ -101,6 +102,8 @@ def test_a_module_of_ones_own_is_a_backbone(spec, loader, make_trainer, tmp_path
     fresh = method.untrained()
     assert not torch.equal(fresh.represent(images), method.represent(images))
     trainer.save_checkpoint(tmp_path / "own.ckpt")
+    with pytest.raises(CheckpointError, match=r"with backbone given as a test_module\.Own, .* again, backbone=\.\.\."):
+        SimCLR.load_from_checkpoint(tmp_path / "own.ckpt")
     again = SimCLR.load_from_checkpoint(tmp_path / "own.ckpt", backbone=Own(), weights_only=True)
     assert torch.equal(again.represent(images), method.represent(images))
 
@@ -124,7 +127,8 @@ def test_views_of_ones_own_are_left_out_of_the_checkpoint(spec, tiny, loader, ma
     trainer = make_trainer()
     trainer.fit(method, loader)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = SimCLR.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    with pytest.warns(UserWarning, match="with views given as a builtins.function, .* the method has its own"):
+        loaded = SimCLR.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert torch.equal(loaded.represent(images), method.represent(images))
 
 

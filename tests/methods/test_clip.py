@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_ssl import CLIP, ImageSpec
+from lit_ssl.checkpoint import CheckpointError
 from lit_ssl.datamodules import CaptionedShapes
 from lit_ssl.losses import clip_loss, nt_xent, siglip_loss
 from lit_ssl.methods.clip import _numbers
@@ -253,7 +254,9 @@ def test_a_text_tower_of_transformers(bert, loader, make_trainer, tmp_path, tiny
     trainer = make_trainer(max_epochs=2)
     trainer.fit(method, loader)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = CLIP.load_from_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"'text_encoder' is 'transformers:.*say so yourself: text_encoder="):
+        CLIP.load_from_checkpoint(tmp_path / "a.ckpt")
+    loaded = CLIP.load_from_checkpoint(tmp_path / "a.ckpt", text_encoder=f"transformers:{bert}")
     assert torch.equal(loaded.represent_text(CAPTIONS), method.represent_text(CAPTIONS))
     assert method.represent_text(CAPTIONS).unique(dim=0).shape[0] > 1
 
