@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "check_interval",
     "check_number",
     "check_numbers",
+    "check_options",
     "check_positive",
     "check_share",
 ]
@@ -78,3 +79,9 @@ def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def check_options(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a dict whose keys are names, or None."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise ValueError(f"{name} must be a dict of names and values or None, got {value!r}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -15,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lit_ssl.checkpoint import load
-from lit_ssl.checks import check_choice, check_positive
+from lit_ssl.checks import check_choice, check_flag, check_options, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
 from lit_ssl.hyperparameters import NotesArguments, split_plain, views_from
 from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
@@ -93,7 +94,22 @@ class SSLModule(NotesArguments, LightningModule):
     ) -> None:
         super().__init__()
         self._save_arguments()
+        if not isinstance(backbone, str | nn.Module):
+            raise TypeError(f"backbone must be a name or an nn.Module, got {type(backbone).__name__}: {backbone!r}")
+        if views is not None and not isinstance(views, Mapping) and not callable(views):
+            raise TypeError(f"views must be callable, as those of lit_ssl.views are, got {views!r}")
+        for name, switch in (
+            ("pretrained", pretrained),
+            ("compile", compile),
+            ("gradient_checkpointing", gradient_checkpointing),
+            ("channels_last", channels_last),
+        ):
+            check_flag(name, switch)
+        check_options("backbone_options", backbone_options)
+        check_options("optimizer_options", optimizer_options)
         check_positive("warmup_epochs", warmup_epochs, zero=True)
+        if init_from is not None and not isinstance(init_from, str | os.PathLike):
+            raise TypeError(f"init_from must be the path of a file, got {init_from!r}")
         if pretrained and init_from is not None:
             raise ValueError(f"init_from ({init_from!r}) and pretrained=True both set the first weights; give one")
         if seed is not None:

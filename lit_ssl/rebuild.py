@@ -136,17 +136,18 @@ def saved_method(content: Any, source: str, instead: Collection[str] = ()) -> Sa
         if isinstance(arguments, Mapping):
             arguments = {name: value for name, value in arguments.items() if name not in instead}
         arguments = check_plain(arguments)
+        given = check_plain(content.get("given") or {})
         spec = arguments.pop("spec", None)
         spec = None if spec is None else ImageSpec.of(spec)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{source} is refused: {' '.join(str(error).split())}") from error
     inner = arguments.pop("_class_path", None)  # of files that the command wrote before 0.2
     arguments.pop("_instantiator", None)
-    for first_weights in ("pretrained", "init_from"):  # superseded by those in the file
-        arguments.pop(first_weights, None)
+    # First weights are superseded by those in the file; whether to start a compiler is for the user to say.
+    for name in ("pretrained", "init_from", "compile"):
+        arguments.pop(name, None)
     class_path = content.get("class_path") or inner or ""
-    given = content.get("given") or {}
     if "given" not in content and arguments and "backbone" not in arguments:  # older files left it out without a note
         given = {"backbone": "module"}
-    given = {str(name): str(kind)[:80] for name, kind in dict(given).items() if name not in instead}
+    given = {str(name): str(kind)[:80] for name, kind in given.items() if name not in instead}
     return SavedMethod(source, str(class_path), arguments, given, spec)

@@ -115,6 +115,7 @@ def _build_timm(name: str, spec: ImageSpec, pretrained: bool, options: dict[str,
         ("img_size", "spec"),
         ("num_classes", "the task"),
         ("pretrained",) * 2,
+        *((name, "init_from") for name in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")),
     ):
         if reserved in options:
             raise ValueError(f"backbone_options must not hold {reserved!r}: it comes from {source}")
@@ -137,7 +138,8 @@ def _build_timm(name: str, spec: ImageSpec, pretrained: bool, options: dict[str,
         module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
         reason = f"{type(error).__name__}: {_first_line(error)}"
-        if isinstance(error, (TypeError, AssertionError, ValueError)) and not isinstance(error, OSError):
+        named = isinstance(error, (TypeError, AssertionError, ValueError)) and not isinstance(error, OSError)
+        if named or (options and not pretrained and ":" not in name):
             raise ValueError(
                 f"timm cannot build backbone {name!r} for images of {_shape(spec)} with backbone_options {options!r}: "
                 f"{reason}"
