@@ -33,8 +33,8 @@ def find(layer: str) -> Path:
     if (name := layer.removesuffix(".yaml")) in shipped:
         return _FOLDER / f"{name}.yaml"
     close = difflib.get_close_matches(name, shipped, n=1) or [s for s in shipped if s.rpartition("/")[2] == name]
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise FileNotFoundError(f"no layer {layer!r}: neither a file nor one of {', '.join(shipped)}{hint}")
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise FileNotFoundError(f"no layer {layer!r}; {hint}A layer is a file or one of {', '.join(shipped)}")
 
 
 def script(name: str) -> Path:

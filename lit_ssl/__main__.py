@@ -92,4 +92,6 @@ def _fail(message: str, code: int = 2) -> int:
 
 
 if __name__ == "__main__":
+    if sys.path[:1] == [os.getcwd()]:  # as the installed command: not every file of the working folder is a module
+        del sys.path[0]
     sys.exit(main())

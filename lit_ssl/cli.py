@@ -7,10 +7,10 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, Union, get_args
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -37,9 +37,11 @@ from lit_ssl.callbacks import (
     ZeroShot,
 )
 from lit_ssl.checkpoint import CheckpointError
-from lit_ssl.layers import Layer, flags_of, given_of, with_checkpoint, with_classes_first
+from lit_ssl.flags import meant_flag, most_used
+from lit_ssl.layers import Layer, find_own_classes, flags_of, given_of, with_checkpoint, with_classes_first
 from lit_ssl.logger import MetricsLogger, RunRecord, newest_run
 from lit_ssl.messages import UserError, cause_of, choice_of, is_users, line_of, quiet
+from lit_ssl.model_summary import NetworkSummary
 from lit_ssl.module import SSLModule
 from lit_ssl.rebuild import SavedMethod
 
@@ -75,7 +77,14 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UserError(cause_of(message)) from ex
+        hint = meant_flag(message, CALLBACKS) if message.startswith("unrecognized arguments: --") else ""
+        raise UserError(cause_of(message) + hint) from ex
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        if "--trainer.max_epochs" not in text:  # not that of a subcommand
+            return text
+        return most_used() + text[text.index("\n\n") :].lstrip("\n")  # behind a usage of a hundred lines
 
 
 class CLI(LightningCLI):
@@ -108,8 +117,10 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         actions: list[Any] = parser._actions
         for action in actions:  # typing may hold these with float first: 1 batch would become 1.0, all of them
-            if {int, float} <= set(get_args(getattr(action, "_typehint", None))):
-                action._typehint = int | float | None
+            members = get_args(getattr(action, "_typehint", None))
+            if {int, float} <= set(members):
+                rest = [member for member in members if member not in (int, float)]
+                action._typehint = Union[(int, float, *rest)]
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         # Not required here: what is missing is told in _require, by the names of what there is.
         parser.add_lightning_class_args(SSLModule, "model", subclass_mode=True, required=False)
@@ -121,6 +132,7 @@ class CLI(LightningCLI):
         parser.set_defaults({"progress.refresh_rate": 10})  # a refresh reads the loss, which waits for the device
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        find_own_classes(args)
         args, self._saved = with_checkpoint(args)
         self._given = {key: given_of(args, key) for key in ("model", "data")}
         self._flags = flags_of(args, "model")
@@ -139,6 +151,10 @@ class CLI(LightningCLI):
             )
         if self.config.subcommand != "fit" and config.ckpt_path in ("last", "best"):
             raise UserError(f"--ckpt_path {config.ckpt_path} is for fit; give {self.config.subcommand} a file")
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            value = config.trainer[name]
+            if value is not None and value < 1:
+                raise UserError(f"--trainer.{name} must be an integer of at least 1, got {value}")
         devices, cores = str(config.trainer.devices), os.cpu_count() or 1
         if config.trainer.accelerator == "cpu" and devices.isdecimal() and int(devices) > 4 * cores:
             raise UserError(f"--trainer.devices {devices}: that many processes would choke the {cores} cores there are")
@@ -191,6 +207,15 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
             raise UserError(line_of(error)) from error
+        self._record_model()
+
+    def _record_model(self) -> None:
+        """Let the recorded configuration say what the method has become: by a checkpoint, or by defaults of its own."""
+        recorded = self.config[self.subcommand].model.init_args
+        saved = set(self._saved.arguments) - self._flags if self._saved is not None else set()
+        for name, value in self.model.hparams.items():
+            if name in recorded and (name in saved or name not in self._given["model"]) and value is not None:
+                recorded[name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: metrics on disk, and the callbacks that the trainer's own switches leave on."""
@@ -202,11 +227,15 @@ class CLI(LightningCLI):
                 given.insert(0, self._metrics_logger(config.get("default_root_dir")))
             kwargs["logger"] = given
         unsaved = config.get("enable_checkpointing") is False or self.subcommand != "fit"
-        off = {
+        off: dict[str, bool] = {
             "checkpoint": unsaved,
             "preemption": unsaved,
             "progress": config.get("enable_progress_bar") is False,
         }
+        own = [config["callbacks"]] if not isinstance(config.get("callbacks"), list) else config["callbacks"]
+        off["progress"] |= any(isinstance(callback, ProgressBar) for callback in own)
+        if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in own):
+            kwargs["callbacks"] = [*(callback for callback in own if callback is not None), NetworkSummary()]
         keys = [key for key in self._parser(self.subcommand).callback_keys if not off.get(key)]
         callbacks = [self._get(self.config_init, key) for key in keys]
         callbacks = [callback for callback in callbacks if hasattr(self.model, getattr(callback, "needs", "loss"))]

@@ -64,13 +64,17 @@ def largest(value: int) -> int:
     return int(number)
 
 
+# torch 2.14 renamed it; a build without distributed has neither.
+_gather_equal: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
         ctx.start, ctx.rows = sum(counts[: rank()]), x.shape[0]
         if len(set(counts)) == 1:
             out = x.new_empty((sum(counts), *x.shape[1:]))
-            dist.all_gather_into_tensor(out, x.contiguous())
+            _gather_equal(out, x.contiguous())
             return out
         padded = x.new_zeros((max(counts), *x.shape[1:]))
         padded[: x.shape[0]] = x

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +21,7 @@ from lit_ssl.module import SSLModule
 from lit_ssl.rebuild import SavedMethod, saved_method
 from lit_ssl.yaml_files import YAMLFileError, read_yaml
 
-__all__ = ["Layer", "flags_of", "given_of", "with_checkpoint", "with_classes_first"]
+__all__ = ["Layer", "find_own_classes", "flags_of", "given_of", "with_checkpoint", "with_classes_first"]
 
 
 class Layer(ActionConfigFile):
@@ -93,6 +97,28 @@ def given_of(args: Sequence[str], key: str) -> set[str]:
             arguments = section.get("init_args", section)
             names |= set(arguments) if isinstance(arguments, dict) else set()
     return names
+
+
+def _dotted_names(value: Any) -> Iterator[str]:
+    """Every string within a layer that may be the import path of a class."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _dotted_names(item)
+    elif isinstance(value, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value):
+        yield value
+
+
+def find_own_classes(args: Sequence[str]) -> None:
+    """Let the working folder be searched, last of all, if the user names a class of a module that is only there.
+
+    A file never makes this happen: what a checkpoint names is not among the arguments.
+    """
+    given = [value for _, value in _options(args)] + [layer for _, layer in _layers(args)]
+    for module in {name.partition(".")[0] for value in given for name in _dotted_names(value)}:
+        here = Path(module).with_suffix(".py").is_file() or Path(module, "__init__.py").is_file()
+        if here and module not in sys.modules and importlib.util.find_spec(module) is None:
+            sys.path.append(os.getcwd())
+            return
 
 
 def with_classes_first(args: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
+import lightning.pytorch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -92,6 +93,8 @@ def is_users(error: BaseException) -> bool:
         return False
     if str(error).startswith("Error(s) in loading state_dict"):  # a checkpoint and a model that differ
         return True
+    if isinstance(error, ValueError) and _raised_by_lightning(error):
+        return True
     frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     frames += [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
     if not frames:
@@ -99,6 +102,14 @@ def is_users(error: BaseException) -> bool:
     file, line = frames[-1]
     on_purpose = linecache.getline(file, line).lstrip().startswith("raise ")
     return on_purpose and any(Path(file).is_relative_to(folder) for folder in _PACKAGE)
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning refused on purpose: flags that it cannot combine."""
+    *_, (frame, line) = walk_tb(error.__traceback__)
+    file = frame.f_code.co_filename
+    inside = Path(file).is_relative_to(Path(str(lightning.pytorch.__file__)).parent)
+    return inside and linecache.getline(file, line).lstrip().startswith("raise ")
 
 
 def cause_of(message: str) -> str:
@@ -134,9 +145,19 @@ def cause_of(message: str) -> str:
 def _meant(problem: str, class_path: str) -> str:
     """The argument of a class that is closest to the one that a message quotes."""
     home, _, name = class_path.rpartition(".")
-    kinds = getattr(getattr(sys.modules.get(home), name, None), "__mro__", ())
-    known = {argument for kind in kinds for argument in inspect.signature(kind.__init__).parameters}
-    close = difflib.get_close_matches(problem.split("'")[1], known, n=1)
+    option = problem.split("'")[1].partition(".")[0]
+    known: list[str] = []
+    for kind in getattr(getattr(sys.modules.get(home), name, None), "__mro__", ()):
+        parameters = inspect.signature(kind.__init__).parameters
+        known += [argument for argument in parameters if argument not in ("self", "args", "kwargs")]
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    if option in known:
+        return (
+            f": the __init__ of {name} hands its **kwargs on in a way that only Python can follow; write "
+            'kwargs.setdefault("NAME", VALUE) for each default of its own, then super().__init__(**kwargs)'
+        )
+    close = difflib.get_close_matches(option, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -217,9 +238,20 @@ _NOISE = re.compile(
             r"does not have many workers",  # what is in memory needs none
             r"Experiment logs directory .* exists and is not empty",  # config.yaml of this very run
             r"Checkpoint directory .* exists and is not empty",
+            r"Be aware that when using `ckpt_path`",  # validate and test save nothing
+            r"is smaller than the logging interval",  # metrics of epochs are logged all the same
+            r"You have overridden `(on_|transfer_)\w*batch\w*` in both",  # the data module's are meant
+            r"`Trainer\(limit_\w+=\S+\)` was configured",  # as the user said
+            r"Restoring states from the checkpoint path",  # said by what follows
+            r"Trainer already configured with model summary",
         )
     )
 )
+
+
+def _as_one_line(message: Warning | str, category: type[Warning], *place: object) -> str:
+    """A warning without the line of source that gave it, of which the user of a command knows nothing."""
+    return f"lit-ssl: warning: {' '.join(str(message).split())}\n"
 
 
 def _wanted(record: logging.LogRecord) -> bool:
@@ -237,8 +269,10 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The `srun` command is available")
         for handler in handlers:
             handler.addFilter(_wanted)
+        as_before, warnings.formatwarning = warnings.formatwarning, _as_one_line
         try:
             yield
         finally:
+            warnings.formatwarning = as_before
             for handler in handlers:
                 handler.removeFilter(_wanted)

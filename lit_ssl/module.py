@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_ssl.checkpoint import load
@@ -47,7 +48,7 @@ class SSLModule(NotesArguments, LightningModule):
         pretrained: start from timm's published weights.
         backbone_options: passed to the backbone's constructor.
         init_from: path of a checkpoint (of this package, a plain state dict, or safetensors) the backbone starts from.
-        spec: size, channels and statistics of the images; by default taken from the data module.
+        spec: size, channels and statistics of the images, or a dict of these; by default taken from the data module.
         views: the views to learn from, in place of the method's own.
         seed: of weights and of draws that belong to a step; None takes ``seed_everything``'s, else 0.
         optimizer: ``adamw``, ``sgd``, ``lars`` or any other name in ``timm.optim``.
@@ -78,7 +79,7 @@ class SSLModule(NotesArguments, LightningModule):
         pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
         init_from: str | None = None,
-        spec: ImageSpec | None = None,
+        spec: ImageSpec | dict[str, Any] | None = None,
         views: View | None = None,
         seed: int | None = None,
         optimizer: str = "adamw",
@@ -170,6 +171,9 @@ class SSLModule(NotesArguments, LightningModule):
                 load_backbone(self.backbone, self._init_from)
             self.build_heads()
         synchronize_batchnorm(self)
+        if self._channels_last and self.device_mesh is not None:
+            rank_zero_info("channels_last is left out: weights that are sharded (trainer/fsdp) lie contiguous")
+            self._channels_last = False
         if self._channels_last:
             self.to(memory_format=torch.channels_last)
         if self._compile:

@@ -68,6 +68,10 @@ def make_files():
     Path("misspelt.yaml").write_text("model: {class_path: SimCLR, init_args: {temprature: 0.1}}\n")
     Path("section.yaml").write_text("modle: {class_path: SimCLR}\n")
     Path("list.yaml").write_text("- model\n- data\n")
+    Path("loop.yaml").write_text("a: &a [*a]\nmodel: {}\n")
+    laughs = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    Path("laughs.yaml").write_text("\n".join(["a0: &a0 [ha]", *laughs]))
+    Path("deep.yaml").write_text("a: " + "[" * 5000)
     Path("notes.txt").write_text("no checkpoint")
     Path("small.yaml").write_text(
         "trainer: {accelerator: cpu, logger: false, max_epochs: 1, limit_val_batches: 0, enable_checkpointing: false, "
