@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class SaveEmbeddings(BasePredictionWriter):
 
     The file holds ``embedding`` float32 (N, D), ``index`` int64 (N,) and ``label`` int64 (N,), -1 for none. Rows that a
     sampler padded or repeated are left out. It is written aside and renamed: a file of that name is always whole.
+
+    Beside it, ``embeddings.csv`` has a line a row: ``row``, ``index``, ``label`` and ``name``, the file that the sample
+    came from, where the data set knows it.
 
     Args:
         output: path of the file; default ``embeddings.safetensors`` in the run's folder.
@@ -83,11 +87,16 @@ class SaveEmbeddings(BasePredictionWriter):
                 if trainer.is_global_zero:
                     column.append(part.cpu())
         if trainer.is_global_zero:
-            self._write(path, *(torch.cat(column) for column in columns))
+            data: Any = getattr(trainer, "datamodule", None)
+            name_of = getattr(getattr(data, "val_set", None), "name", None)
+            embedding, index, label = (torch.cat(column) for column in columns)
+            self._write(path, embedding, index, label, name_of)
         trainer.strategy.barrier("embeddings")
 
     @staticmethod
-    def _write(path: Path, embedding: Tensor, index: Tensor, label: Tensor) -> None:
+    def _write(
+        path: Path, embedding: Tensor, index: Tensor, label: Tensor, name_of: Callable[[int], str] | None = None
+    ) -> None:
         from safetensors.torch import save_file
 
         if bool((index < 0).all()):
@@ -106,4 +115,10 @@ class SaveEmbeddings(BasePredictionWriter):
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+        rows = zip(index[keep].tolist(), label[order].tolist(), strict=True)
+        with open(aside, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["row", "index", "label", "name"])
+            writer.writerows([row, i, given, name_of(i) if name_of else ""] for row, (i, given) in enumerate(rows))
+        os.replace(aside, path.with_suffix(".csv"))
         print(f"{len(order):,} embeddings of length {embedding.shape[1]}: {path}", flush=True)

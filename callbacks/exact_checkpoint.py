@@ -72,7 +72,7 @@ class ExactCheckpoint(ModelCheckpoint):
     ) -> None:
         alone = filename is None and monitor is None and save_top_k == 1
         super().__init__(
-            dirpath,
+            dirpath if dirpath is None or "://" in str(dirpath) else Path(dirpath).expanduser(),
             "last" if alone else filename,
             monitor=monitor,
             mode=mode,

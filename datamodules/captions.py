@@ -104,6 +104,7 @@ _Row = tuple[int, dict[str, Any] | str]
 
 def _records(rows: Iterator[_Row], columns: Columns, where: str) -> tuple[list[Record], list[str]]:
     records: dict[str, Record] = {}
+    captions_of: dict[str, dict[str, None]] = {}  # each once, in order
     bad = []
     assert columns.image is not None
     for number, cells in rows:
@@ -125,7 +126,9 @@ def _records(rows: Iterator[_Row], columns: Columns, where: str) -> tuple[list[R
             told = "split" if first.split != split else "label"
             bad.append(f"{where} {number}: {image} has another {told} than on {where.split()[-1]} {first.place[0]}")
             continue
-        first.captions = tuple(dict.fromkeys(first.captions + captions))  # each once, in order
+        captions_of.setdefault(image, {}).update(dict.fromkeys(captions))
+    for image, record in records.items():
+        record.captions = tuple(captions_of[image])
     return list(records.values()), bad
 
 

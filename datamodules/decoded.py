@@ -19,8 +19,8 @@ __all__ = ["HELD_OUT_NAMES", "DecodedImages", "held_out"]
 _MEAN: dict[int, tuple[float, ...]] = {1: (0.449,), 3: (0.485, 0.456, 0.406), 4: (0.485, 0.456, 0.406, 0.5)}
 _STD: dict[int, tuple[float, ...]] = {1: (0.226,), 3: (0.229, 0.224, 0.225), 4: (0.229, 0.224, 0.225, 0.5)}
 
-HELD_OUT_NAMES = ("val", "valid", "validation", "test")
-"""What held-out splits are called, in the order of preference."""
+HELD_OUT_NAMES = ("val", "valid", "validation", "test", "eval", "dev", "holdout", "heldout")
+"""What held-out splits are called, in any case, in the order of preference."""
 
 
 def held_out(names: Sequence[str], fraction: float) -> set[str]:

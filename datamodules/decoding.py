@@ -23,6 +23,8 @@ from lit_ssl.views.augment import draw
 from lit_ssl.views.batch import CROPS, Batch
 from lit_ssl.views.groups import Group
 
+from .formats import open_image
+
 __all__ = ["Crop", "CropPlan", "Decoded", "decode", "decode_opened", "stacked"]
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -142,7 +144,7 @@ def decode(file: str | os.PathLike[str] | BinaryIO, size: int, channels: int) ->
     Raises:
         Exception: whatever Pillow or torchvision raise on a file that they cannot decode in full.
     """
-    with Image.open(file) as opened:
+    with open_image(file) as opened:
         square, _ = decode_opened(opened, size, channels)
         assert square is not None, "was asked for"
         return torch.from_numpy(square)

@@ -1,29 +1,28 @@
-"""Image files of any kind: finding them, decoding them, and what happens when one is broken."""
+"""Image files of any kind: decoding them, and what happens when one is broken."""
 
 from __future__ import annotations
 
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lit_ssl.printable import printable
 from lit_ssl.views import Batch
 from lit_ssl.views.groups import Group
 
 from .decoding import CropPlan, Decoded, decode_opened, stacked
+from .formats import open_image
 
-__all__ = ["EXTENSIONS", "CorruptImageError", "ImageFiles", "find_images", "report_broken"]
-
-EXTENSIONS = tuple(".bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())  # noqa: SIM905
+__all__ = ["CorruptImageError", "ImageFiles", "report_broken"]
 
 _TOGETHER = 32  # files that are open at a time, whose crops are drawn in one go
 _WORKER_PREFIX = f"{__name__}.CorruptImageError: "
@@ -58,29 +57,6 @@ def report_broken(reasons: Sequence[str], count: int, max_corrupt: int, noun: st
         )
     for place, reason in enumerate(reasons, count - len(reasons) + 1):
         warnings.warn(f"skipped: {reason}; {place} of at most {max_corrupt}", stacklevel=3)
-
-
-def find_images(root: Path) -> list[str]:
-    """Paths of all image files below ``root``, relative to it with forward slashes, sorted.
-
-    Hidden files and folders, and files with other extensions than :data:`EXTENSIONS` (in any case), are left out.
-    Links to folders are followed, but not in circles.
-    """
-
-    def walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
-        real = os.path.realpath(folder)
-        if real in above:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    yield from walk(entry.path, f"{prefix}{entry.name}/", above | {real})
-                elif entry.name.lower().endswith(EXTENSIONS):
-                    yield prefix + entry.name
-
-    return sorted(walk(str(root), "", frozenset()))
 
 
 class ImageFiles(Dataset[Batch]):
@@ -141,7 +117,19 @@ class ImageFiles(Dataset[Batch]):
 
     def name(self, i: int) -> str:
         """What messages call image ``i``."""
-        return str(self.path(i))
+        return printable(str(self.path(i)))
+
+    def fault(self, i: int) -> str | None:
+        """What is wrong with the file of image ``i``, by name; None if it can be decoded."""
+        try:
+            with open_image(self.source(i)) as opened:
+                decode_opened(opened, self.size, self.channels)
+        except Exception as error:  # Pillow raises nearly anything
+            return self._reason(i, error)
+        return None
+
+    def _reason(self, i: int, error: Exception) -> str:
+        return f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
 
     @property
     def corrupt(self) -> list[Path]:
@@ -176,8 +164,7 @@ class ImageFiles(Dataset[Batch]):
         count = self.found + int(self._broken.sum())
         if count > self.max_corrupt:
             self._broken[i] = False
-        reason = f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
-        report_broken([reason], count, self.max_corrupt)
+        report_broken([self._reason(i, error)], count, self.max_corrupt)
 
     def _read(self, indices: Sequence[int], epoch: int | None) -> dict[int, Decoded]:
         """By index, those of some images that can be decoded; with crops if there is an epoch."""
@@ -186,7 +173,7 @@ class ImageFiles(Dataset[Batch]):
             opened = {}
             for i in dict.fromkeys(indices):
                 try:
-                    opened[i] = stack.enter_context(Image.open(self.source(i)))
+                    opened[i] = stack.enter_context(open_image(self.source(i)))
                 except Exception as error:  # Pillow raises nearly anything
                     self._report(i, error)
             sizes = {i: image.size[::-1] for i, image in opened.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,20 +10,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_ssl.checks import check_folder
+from lit_ssl.printable import printable
 from lit_ssl.views import View
 
 from .decoded import HELD_OUT_NAMES, DecodedImages, held_out
-from .image_files import EXTENSIONS, ImageFiles, find_images
+from .formats import EXTENSIONS, find_images, left_out_line
+from .image_files import ImageFiles
 
 __all__ = ["ImageFolder"]
 
 
 class ImageFolder(DecodedImages):
-    """A folder of images: nested or flat, any format and mode that Pillow reads, labelled by sub-folder or not at all.
+    """A folder of images: nested or flat, of the formats in ``EXTENSIONS`` of :mod:`lit_ssl.datamodules.formats`, in
+    any mode, labelled by sub-folder or not at all. HEIC is read with ``pillow-heif`` (the extra ``heic``).
 
     Held out are, in this order: the images of ``val_root``; those of ``root/val`` (or ``valid``, ``validation``,
-    ``test``), where ``root`` has that and ``train``, which is then all that trains; else the ``val_fraction`` of all
-    images whose paths have the smallest hashes. That choice is the same in every run, on every machine, and adding
+    ``test``, ``eval``, ``dev``, ``holdout``, in any case), where ``root`` has that and ``train``, which then is all
+    that trains; else the ``val_fraction`` of all images whose paths have the smallest hashes. Where all images lie in
+    ``root/train``, its sub-folders are the classes. That choice is the same in every run, on every machine, and adding
     files hardly changes it.
 
     Files are decoded when needed (see :func:`~lit_ssl.datamodules.decode` for modes, orientation and transparency),
@@ -94,7 +100,8 @@ class ImageFolder(DecodedImages):
         if labels not in ("auto", "folder", "none"):
             raise ValueError(f"labels must be 'auto', 'folder' or 'none', got {labels!r}")
         self.labels = labels
-        self.val_root = None if val_root is None else Path(val_root).expanduser()
+        self.val_root = None if val_root is None else check_folder("val_root", val_root)
+        self._left_out: Counter[str] = Counter()
 
     def load(self) -> None:
         train, val = self._splits()
@@ -114,21 +121,50 @@ class ImageFolder(DecodedImages):
 
     def _splits(self) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
         """Folder and paths of the images to train on, and of those held out."""
-        train = self.root / "train"
-        val = next((self.root / name for name in HELD_OUT_NAMES if (self.root / name).is_dir()), None)
+        folders = {}
+        if self.root.is_dir():
+            folders = {path.name.lower(): path for path in sorted(self.root.iterdir(), reverse=True) if path.is_dir()}
+        train, val = folders.get("train"), next((folders[name] for name in HELD_OUT_NAMES if name in folders), None)
         if self.val_root is not None:
             if _below(self.root, self.val_root) is not None:
                 raise ValueError(f"val_root={str(self.val_root)!r} holds root={str(self.root)!r}: nothing is held out")
             inside = _below(self.val_root, self.root)
-            rest = [path for path in _found(self.root) if inside is None or not path.startswith(inside)]
+            rest = [path for path in self._found(self.root) if inside is None or not path.startswith(inside)]
             if not rest:
                 raise ValueError(f"val_root={str(self.val_root)!r} holds all images of root={str(self.root)!r}")
-            return (self.root, rest), (self.val_root, _found(self.val_root))
-        if train.is_dir() and val is not None:
-            return (train, _found(train)), (val, _found(val))
-        paths = _found(self.root)
+            return (self.root, rest), (self.val_root, self._found(self.val_root))
+        if train is not None and val is not None:
+            return (train, self._found(train)), (val, self._found(val))
+        paths = self._found(self.root)
         chosen = held_out(paths, self.val_fraction)
-        return (self.root, [path for path in paths if path not in chosen]), (self.root, sorted(chosen))
+        root, start = self.root, 0
+        if train is not None and all(path.startswith(f"{train.name}/") for path in paths):
+            root, start = train, len(train.name) + 1  # its sub-folders are the classes
+        kept = [path[start:] for path in paths if path not in chosen]
+        return (root, kept), (root, sorted(path[start:] for path in chosen))
+
+    def _found(self, root: Path) -> list[str]:
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root.absolute()}; say with --data.root where the images are")
+        paths = find_images(root, self._left_out)
+        if not paths:
+            there = left_out_line(self._left_out)
+            raise FileNotFoundError(
+                f"no images in {root.absolute()}; looked for files that end in {' '.join(EXTENSIONS)}"
+                f"{f'; {there}' if there else ''}"
+            )
+        return paths
+
+    def describe(self) -> str:
+        parts = [super().describe()]
+        if self._left_out:
+            parts.append(left_out_line(self._left_out))
+        if self.class_names is not None and self.labels == "auto":
+            names = ", ".join(map(printable, self.class_names[:6])) + (", …" if len(self.class_names) > 6 else "")
+            parts.append(
+                f"{len(self.class_names)} classes from sub-folders: {names} (--data.labels none if they are no classes)"
+            )
+        return "; ".join(parts)
 
     def _classes(self, paths: list[str]) -> list[str] | None:
         found = sorted({name for path in paths if (name := _folder(path)) is not None})
@@ -162,12 +198,3 @@ def _folder(path: str) -> str | None:
     """The first-level sub-folder that ``path`` lies in."""
     name, slash, _ = path.partition("/")
     return name if slash else None
-
-
-def _found(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root.absolute()}; say with --data.root where the images are")
-    paths = find_images(root)
-    if not paths:
-        raise FileNotFoundError(f"no images in {root.absolute()}; looked for files that end in {' '.join(EXTENSIONS)}")
-    return paths

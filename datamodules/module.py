@@ -10,10 +10,11 @@ from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_ssl.checks import check_integer
+from lit_ssl.checks import check_folder, check_integer
 from lit_ssl.random import reseed, resolve_seed
 from lit_ssl.spec import ImageSpec
 from lit_ssl.views import Batch, View, as_batch, with_keys, with_text, with_views
@@ -83,7 +84,7 @@ class ImageDataModule(LightningDataModule):
             raise TypeError(f"views must be callable, as those of lit_ssl.views are, got {views!r}")
         for side in image_size if isinstance(image_size, tuple | list) else [image_size]:
             check_integer("image_size", side, optional=True)
-        self.root = Path(root).expanduser()
+        self.root = check_folder("root", root)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -117,9 +118,17 @@ class ImageDataModule(LightningDataModule):
             for name in ("train_set", "val_set", "labelled_set"):
                 check_labels(name, getattr(self, name), self.num_classes)
         if stage == "fit":
+            rank_zero_info(self.describe())
             self._sampler(self._training_set(), shuffle=True)  # too few images: say so before networks are built
         if not self._workers():
             warnings.filterwarnings("ignore", r"The '\w+_dataloader' does not have many workers")
+
+    def describe(self) -> str:
+        """One line on what was found, which each run prints when it begins."""
+        counts = [len(cast(Any, data)) if data is not None else 0 for data in (self.train_set, self.val_set)]
+        found = getattr(self.train_set, "found", 0)
+        left = f", {found:,} rows left out" if found else ""
+        return f"{counts[0]:,} images to train on, {counts[1]:,} held out{left}"
 
     def _training_set(self) -> Dataset[Batch]:
         if self.train_set is None:

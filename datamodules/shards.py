@@ -1,4 +1,4 @@
-"""WebDataset's tar shards, indexed once and then read at random."""
+"""WebDataset's tar shards: every process scans them when it starts, and then reads them at random."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .captions import Columns, Record
-from .image_files import EXTENSIONS
+from .formats import EXTENSIONS
 
 __all__ = ["expand", "read_shards"]
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_ssl import configs
+from lit_ssl.printable import printable
 
 __all__ = ["main"]
 
@@ -16,6 +17,7 @@ SUBCOMMANDS = {
     "validate": "validation loss, probe and kNN of a checkpoint",
     "test": "table of raw pixels, untrained encoder and a checkpoint on held-out images",
     "predict": "write the embeddings of held-out images to one safetensors file",
+    "check": "decode every file of a data set and list the broken ones",
 }
 
 
@@ -73,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lit_ssl import cli
 
     try:
+        if command == "check":
+            from lit_ssl.check_data import check
+
+            return check(arguments)
         cli.run(arguments)
     except cli.UserError as error:
         if traceback:
@@ -87,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, code: int = 2) -> int:
     rank = os.environ.get("LOCAL_RANK", "0")
-    print(f"lit-ssl: {'' if rank == '0' else f'[rank {rank}] '}error: {' '.join(message.split())}", file=sys.stderr)
+    where = "" if rank == "0" else f"[rank {rank}] "
+    print(f"lit-ssl: {where}error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

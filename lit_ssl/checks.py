@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 __all__ = [
     "check_choice",
     "check_flag",
+    "check_folder",
     "check_integer",
     "check_interval",
     "check_number",
@@ -79,6 +83,18 @@ def check_flag(name: str, value: Any) -> None:
     """Raises ValueError unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
+def check_folder(name: str, value: str | os.PathLike[str]) -> Path:
+    """A path of this machine, ``~`` written out.
+
+    Raises:
+        ValueError: it is a URL, which would become a folder of that name.
+    """
+    text = os.fspath(value)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!$)", text) and not re.match(r"[A-Za-z]:", os.path.splitdrive(text)[0]):
+        raise ValueError(f"{name} must be a path of this machine, got the URL {text!r}: copy or mount it first")
+    return Path(text).expanduser()
 
 
 def check_options(name: str, value: Any) -> None:

@@ -80,8 +80,8 @@ class Parser(LightningArgumentParser):
         hint = meant_flag(message, CALLBACKS) if message.startswith("unrecognized arguments: --") else ""
         raise UserError(cause_of(message) + hint) from ex
 
-    def format_help(self) -> str:
-        text = super().format_help()
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        text = super().format_help(*args, **kwargs)
         if "--trainer.max_epochs" not in text:  # not that of a subcommand
             return text
         return most_used() + text[text.index("\n\n") :].lstrip("\n")  # behind a usage of a hundred lines
@@ -151,6 +151,8 @@ class CLI(LightningCLI):
             )
         if self.config.subcommand != "fit" and config.ckpt_path in ("last", "best"):
             raise UserError(f"--ckpt_path {config.ckpt_path} is for fit; give {self.config.subcommand} a file")
+        if config.trainer.default_root_dir is not None and "://" not in str(config.trainer.default_root_dir):
+            config.trainer.default_root_dir = os.path.expanduser(config.trainer.default_root_dir)
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
             value = config.trainer[name]
             if value is not None and value < 1:

@@ -26,6 +26,7 @@ import lit_ssl.datamodules
 import lit_ssl.methods
 import lit_ssl.views
 from lit_ssl.module import SSLModule
+from lit_ssl.printable import printable
 from lit_ssl.views import View
 
 __all__ = ["UserError", "cause_of", "choice_of", "is_users", "line_of", "quiet"]
@@ -214,7 +215,7 @@ def line_of(error: BaseException) -> str:
     for module, extra in _EXTRAS.items():
         if re.search(rf"No module named '{module}|Neither `{module}`", text):
             return f"{module} is not installed: pip install 'lit-ssl[{extra}]'"
-    return " ".join(cause_of(text).split()) or type(error).__name__
+    return printable(" ".join(cause_of(text).split())) or type(error).__name__
 
 
 _ALTERNATIVES = (
@@ -249,9 +250,11 @@ _NOISE = re.compile(
 )
 
 
-def _as_one_line(message: Warning | str, category: type[Warning], *place: object) -> str:
+def _as_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """A warning without the line of source that gave it, of which the user of a command knows nothing."""
-    return f"lit-ssl: warning: {' '.join(str(message).split())}\n"
+    return f"lit-ssl: warning: {printable(' '.join(str(message).split()))}\n"
 
 
 def _wanted(record: logging.LogRecord) -> bool:

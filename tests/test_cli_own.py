@@ -83,5 +83,6 @@ def test_nothing_is_said_on_which_nobody_can_act(tmp_path):
     done = command(*[f for f in FIT if "log_every" not in f and "summary" not in f], cwd=tmp_path)
     assert done.returncode == 0
     lines = done.stderr.strip().splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["network", "backbone", "projector"], lines
-    assert len(lines) == 5, lines
+    assert lines[0] == "8,000 images to train on, 2,000 held out"
+    assert [line.split()[0] for line in lines[1:4]] == ["network", "backbone", "projector"], lines
+    assert len(lines) == 6, lines

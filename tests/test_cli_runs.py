@@ -155,7 +155,7 @@ assert not {"torch", "lightning"} & set(sys.modules)
 def test_the_short_help_says_what_the_real_parser_knows(capsys):
     assert main(["--help"]) == 0
     short = capsys.readouterr().out
-    assert list(SUBCOMMANDS) == list(CLI.subcommands())
+    assert list(SUBCOMMANDS) == [*CLI.subcommands(), "check"]
     assert all(f"\n  {name} " in short for name in SUBCOMMANDS)
     examples = [line.split()[1:] for line in short.splitlines() if line.startswith("  lit-ssl fit --config")]
     assert len(examples) == 2

@@ -12,7 +12,7 @@ from lit_ssl import ImageSpec
 from lit_ssl.datamodules import ImageFiles, ShardedSampler
 from lit_ssl.datamodules.dataset import collate
 from lit_ssl.datamodules.decoding import Crop, CropPlan, decode_opened
-from lit_ssl.datamodules.image_files import find_images
+from lit_ssl.datamodules.formats import find_images
 from lit_ssl.random import sample_key
 from lit_ssl.views import MAEViews, MultiCropViews, SimCLRViews, SLIPViews
 from lit_ssl.views.groups import groups_of

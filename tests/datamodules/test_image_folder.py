@@ -8,7 +8,7 @@ import torch
 from image_folders import loaded, names, save
 
 from lit_ssl.datamodules import ImageFolder
-from lit_ssl.datamodules.image_files import EXTENSIONS, find_images
+from lit_ssl.datamodules.formats import EXTENSIONS, find_images
 
 
 @pytest.fixture

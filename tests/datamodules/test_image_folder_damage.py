@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from PIL import Image
 
 from lit_ssl.datamodules import CorruptImageError, ImageFiles, ImageFolder, decode
-from lit_ssl.datamodules.image_files import find_images
+from lit_ssl.datamodules.formats import find_images
 
 
 @pytest.fixture

@@ -1,0 +1,137 @@
+"""Which files are images: regular ones, of listed formats, whatever their names say."""
+
+import os
+import subprocess
+import sys
+import warnings
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from lit_ssl.__main__ import main
+from lit_ssl.datamodules import ImageFolder, decode
+from lit_ssl.datamodules.formats import EXTENSIONS, find_images, left_out_line, open_image
+from lit_ssl.printable import printable
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def photos(root, count, ending="png", folder=""):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (20, 16), (i, 99, 255 - i)).save(root / folder / f"{i}.{ending}")
+    return root
+
+
+@pytest.mark.parametrize("ending", EXTENSIONS)
+def test_every_ending_is_read(tmp_path, ending):
+    like = {".apng": "png", ".jfif": "jpeg", ".jpe": "jpeg", ".jpx": "jpeg2000", ".j2k": "jpeg2000", ".dib": "bmp"}
+    like |= {".pbm": "ppm", ".pgm": "ppm", ".pnm": "ppm", ".jp2": "jpeg2000"}
+    Image.new("RGB", (20, 16), (9, 99, 255)).save(tmp_path / f"a{ending}", format=like.get(ending))
+    assert find_images(tmp_path) == [f"a{ending}"]
+    assert decode(tmp_path / f"a{ending}", 16, 3).shape == (3, 16, 16)
+
+
+def test_other_bytes_under_a_good_name_start_no_program(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: started.append(args))
+    for name in ("a.png", "b.jpg", "c.tif"):
+        (tmp_path / name).write_bytes(EPS)
+        with pytest.raises(Image.UnidentifiedImageError):
+            decode(tmp_path / name, 16, 3)
+    assert not started
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    photos(tmp_path, 2)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "link.png").symlink_to(tmp_path / "1.png")
+    left_out = Counter()
+    assert find_images(tmp_path, left_out) == ["0.png", "1.png", "link.png"]
+    assert left_out == {"no regular file": 2}
+    with pytest.raises(OSError, match="no regular file"):
+        open_image(tmp_path / "pipe.png")
+
+
+def test_a_bomb_is_a_broken_file_by_name(tmp_path):
+    photos(tmp_path, 3)
+    (tmp_path / "bomb.pgm").write_bytes(b"P5 100000 10000 255\n" + bytes(9))  # 10^9 pixels
+    data = ImageFolder(tmp_path, image_size=16, batch_size=1, num_workers=0, val_fraction=0, max_corrupt=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup("fit")
+        assert sum(len(batch["image"]) for batch in data.train_dataloader()) == 4  # another stands in its place
+    assert any("bomb.pgm cannot be decoded (DecompressionBombError" in str(entry.message) for entry in caught)
+
+
+def test_what_was_left_out_is_counted_by_ending():
+    found = Counter({".txt": 12, ".heic": 3, "": 0})
+    assert "12 .txt" in left_out_line(found)
+    assert left_out_line(Counter()) == ""
+    if "pillow_heif" not in sys.modules:
+        assert "3 .heic (pip install 'lit-ssl[heic]')" in left_out_line(found)
+
+
+def test_names_do_not_move_the_cursor():
+    assert printable("a\x1b[2Jb\u202etxt.png") == "a\\x1b[2Jb\\u202etxt.png"
+    assert printable("日本.png\n\tü") == "日本.png\n\tü"
+    assert printable(os.fsdecode(b"\xff.png")).isascii()
+
+
+# Folders
+
+
+def classes(root, **kwargs):
+    data = ImageFolder(root, image_size=16, batch_size=2, num_workers=0, **kwargs)
+    data.setup("fit")
+    return data.class_names, len(data.train_set), 0 if data.val_set is None else len(data.val_set), data.describe()
+
+
+@pytest.mark.parametrize("held", ["val", "Val", "eval", "TEST", "dev", "holdout"])
+def test_splits_are_no_classes(tmp_path, held):
+    for part, count in (("train", 6), (held, 3)):
+        for kind in ("cat", "dog"):
+            photos(tmp_path, count, folder=f"{part}/{kind}")
+    assert classes(tmp_path)[:3] == (["cat", "dog"], 12, 6)
+
+
+def test_all_in_train_has_the_classes_below_it(tmp_path):
+    for kind in ("cat", "dog"):
+        photos(tmp_path, 10, folder=f"train/{kind}")
+    assert classes(tmp_path)[:3] == (["cat", "dog"], 18, 2)
+
+
+def test_what_was_taken_is_said(tmp_path):
+    for year in range(2015, 2023):
+        photos(tmp_path, 4, folder=str(year))
+    (tmp_path / "notes.txt").write_text("")
+    said = classes(tmp_path)[3]
+    assert said.startswith(
+        "29 images to train on, 3 held out; left out: 1 .txt; 8 classes from sub-folders: 2015, 2016"
+    )
+    assert said.endswith(", … (--data.labels none if they are no classes)")
+    assert "classes" not in classes(tmp_path, labels="none")[3]
+
+
+def test_check_lists_every_broken_file_at_once(tmp_path, capsys):
+    photos(tmp_path, 20)
+    for i in (3, 7, 11):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    args = ["check", "--config", "data/image_folder", "--data.root", str(tmp_path), "--data.image_size=16"]
+    assert main([*args, "--data.num_workers=1"]) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert sum("cannot be decoded" in line for line in said) == 3
+    assert said[-1] == "3 broken"
+    for i in (3, 7, 11):
+        (tmp_path / f"{i}.png").unlink()
+    assert main([*args, "--data.num_workers=0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is broken"
+    assert main(["check", "--config", "data/quickstart"]) == 0
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/photos", "https://host/x", "s3:/bucket"])
+def test_a_url_is_no_folder(url):
+    with pytest.raises(ValueError, match=f"root must be a path of this machine, got the URL '{url}'"):
+        ImageFolder(url)
