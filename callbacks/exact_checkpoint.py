@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ssl.checkpoint import CheckpointError, WholeFileIO, clean, newest_whole, run_note, write_note
 from lit_ssl.distributed import global_count
+from lit_ssl.fingerprint import as_names
 
 __all__ = ["ExactCheckpoint"]
 
@@ -52,6 +54,9 @@ class ExactCheckpoint(ModelCheckpoint):
         save_top_k: how many files to keep beside ``last.ckpt``: with a ``monitor`` the best; without, 1 is the newest
             alone and -1 all.
         save_weights_only: leave out optimizer and callbacks; from such a file no run can resume.
+        allow: names of arguments, such as ``batch_size``, that may differ from those of the run that saved the
+            checkpoint; anything else that decides the numbers is refused. What was allowed is noted in the checkpoints
+            that follow, with its step.
 
     Raises:
         MisconfigurationException: arguments that exclude each other.
@@ -69,7 +74,9 @@ class ExactCheckpoint(ModelCheckpoint):
         mode: Literal["min", "max"] = "min",
         save_top_k: int = 1,
         save_weights_only: bool = False,
+        allow: str | Sequence[str] = (),
     ) -> None:
+        self.allow = as_names(allow)
         alone = filename is None and monitor is None and save_top_k == 1
         super().__init__(
             dirpath if dirpath is None or "://" in str(dirpath) else Path(dirpath).expanduser(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -45,6 +46,12 @@ class ImageTensors(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """The number of images and a hash of some of them, for checkpoints."""
+        some = self.images[:: max(1, len(self.images) // 1024)]
+        digest = hashlib.blake2b(some.contiguous().numpy().tobytes(), digest_size=6).hexdigest()
+        return f"{len(self.images):,} of {tuple(self.images.shape[1:])} (pixels {digest})"
 
     def __getitem__(self, i: int) -> Batch:
         """One sample: ``image`` uint8 (C, H, W), ``label`` and ``index`` int64 scalars."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -106,6 +107,10 @@ class ImageFiles(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def fingerprint(self) -> str:
+        """The number of files and a hash of their names, for checkpoints."""
+        return f"{len(self):,} (names {hashlib.blake2b(self._paths.tobytes(), digest_size=6).hexdigest()})"
 
     def path(self, i: int) -> Path:
         """The file of image ``i``."""

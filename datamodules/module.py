@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -122,6 +122,12 @@ class ImageDataModule(LightningDataModule):
             self._sampler(self._training_set(), shuffle=True)  # too few images: say so before networks are built
         if not self._workers():
             warnings.filterwarnings("ignore", r"The '\w+_dataloader' does not have many workers")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What else of this module decides the numbers of a run, as plain values, for checkpoints."""
+        views = None if self.views is None else repr(self.views) if is_dataclass(self.views) else "given"
+        found = {"data.seed": self.run_seed, "data.views": views, "clean_images": self.clean_images}
+        return {**found, "load_size": getattr(self, "load_size", None)}
 
     def describe(self) -> str:
         """One line on what was found, which each run prints when it begins."""

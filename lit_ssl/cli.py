@@ -129,6 +129,14 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
+        parser.add_argument(
+            "--resume.allow",
+            type=str | list[str],
+            default=[],
+            metavar="KEY[,KEY]",
+            help="what may differ from the run of the checkpoint, such as batch_size",
+        )
+        parser.link_arguments("resume.allow", "checkpoint.allow")
         parser.set_defaults({"progress.refresh_rate": 10})  # a refresh reads the loss, which waits for the device
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

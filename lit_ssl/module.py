@@ -13,12 +13,15 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_ssl.checkpoint import load
 from lit_ssl.checks import check_choice, check_flag, check_options, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
+from lit_ssl.fingerprint import compare, fingerprint, resumed_step
 from lit_ssl.hyperparameters import NotesArguments, split_plain, views_from
 from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
@@ -135,6 +138,9 @@ class SSLModule(NotesArguments, LightningModule):
             "options": backbone_options,
         }
         self._init_from, self._compile, self._channels_last = init_from, compile, channels_last
+        self._made_of: dict[str, Any] = {}  # see lit_ssl.fingerprint
+        self._changes: list[dict[str, Any]] = []
+        self._resumed_at: tuple[int, float] = (0, 0.0)
 
     def _save_arguments(self) -> None:
         """Everything that is a plain value goes to the hyper-parameters; of modules and callables, what they are."""
@@ -304,6 +310,7 @@ class SSLModule(NotesArguments, LightningModule):
             warmup_steps=int(min(warmup, total / 5)),
             total_steps=int(total) if math.isfinite(total) else None,
             schedule=self.schedule,
+            ahead=self._resumed_at[1] - self._resumed_at[0],
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
@@ -367,8 +374,32 @@ class SSLModule(NotesArguments, LightningModule):
         method.load_state_dict(content["state_dict"], strict=method.strict_loading if strict is None else strict)
         return method.to(map_location or "cpu").eval()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on has to be the one that saved the checkpoint: what else decides its numbers is refused."""
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._made_of = fingerprint(self.trainer, self)
+        self._changes = [*checkpoint.get("changes", []), *compare(self.trainer, self._made_of, checkpoint)]
+        self._resumed_at = (
+            int(checkpoint.get("global_step", 0)),
+            resumed_step(self.trainer, checkpoint.get("fingerprint"), self._made_of, checkpoint),
+        )
+        for scheduler in checkpoint.get("lr_schedulers", []):
+            scheduler.pop("base_lrs", None)  # the peak is this run's, which a batch that was let differ changes
+
+    def on_train_start(self) -> None:
+        """The first rate of a resumed run is that of its own curve, which the checkpoint's may not be any more."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(scheduler := config.scheduler, LambdaLR):
+                rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+                for group, (peak, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
+                    group["lr"] = peak * factor(scheduler.last_epoch)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what loading needs: without the data, without other files, and without knowing the class."""
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._made_of = self._made_of or fingerprint(self.trainer, self)
+            checkpoint |= {"fingerprint": self._made_of, "changes": self._changes}
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["given"] = dict(self._not_plain)
         arguments = dict(checkpoint.get("hyper_parameters") or self.hparams)

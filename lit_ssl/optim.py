@@ -47,6 +47,9 @@ _FUSED = ("adam", "adamw")
 _KERNELS = ("fused", "foreach", "capturable", "differentiable")
 """Options of torch's optimizers that choose how they compute."""
 
+_SETTINGS = ("weight_decay", "betas", "momentum", "dampening", "nesterov", "eps", "trust_coeff")
+"""Options of optimizers that stay as they were given."""
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
@@ -178,9 +181,12 @@ def build_optimizer(
 
 
 def _with_own_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Which kernel updates is said by the run that loads a state, not by the one that saved it."""
-    own = {key: optimizer.defaults[key] for key in _KERNELS if key in optimizer.defaults}
-    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
+    """Which kernel updates, and with which settings, is said by the run that loads a state."""
+    groups = [
+        {**saved, **{key: own[key] for key in (*_KERNELS, *_SETTINGS) if key in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    return {**state, "param_groups": groups if len(groups) == len(state["param_groups"]) else state["param_groups"]}
 
 
 def _as_parameters_lie(optimizer: torch.optim.Optimizer) -> None:
@@ -222,6 +228,7 @@ def warmup_cosine(
     total_steps: float | None,
     final: float = 0.0,
     schedule: Literal["cosine", "constant"] = "cosine",
+    ahead: float = 0.0,
 ) -> LambdaLR:
     """Linear warm-up, then half a cosine (Loshchilov & Hutter 2016, arXiv:1608.03983), per optimizer step.
 
@@ -239,6 +246,8 @@ def warmup_cosine(
             the peak after warm-up.
         final: where the cosine ends, as a fraction of the peak, from 0 to 1.
         schedule: ``"cosine"``, or ``"constant"`` to stay at the peak after warm-up.
+        ahead: steps that the run is further than it has counted (negative: less far), where it was resumed with another
+            batch: s is then the share of samples that have been seen, in steps of this run.
 
     Raises:
         ValueError: an argument out of range or an unknown schedule.
@@ -259,11 +268,12 @@ def warmup_cosine(
         )
     falling = schedule == "cosine" and math.isfinite(total_steps)
 
-    def factor(step: int) -> float:
+    def factor(counted: int) -> float:
+        step = max(counted + ahead, 0)
         if falling and step >= total_steps:
             return final
         if step < warmup_steps:
-            return (step + 1) / warmup_steps
+            return min((step + 1) / warmup_steps, 1.0)
         if not falling:
             return 1.0
         done = (step - warmup_steps) / (total_steps - warmup_steps)
