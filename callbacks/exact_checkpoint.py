@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_ssl.checkpoint import CheckpointError, WholeFileIO, clean, newest_whole, run_note, write_note
 from lit_ssl.distributed import global_count
 from lit_ssl.fingerprint import as_names
+from lit_ssl.run_lock import RunLock
 
 __all__ = ["ExactCheckpoint"]
 
@@ -91,6 +92,9 @@ class ExactCheckpoint(ModelCheckpoint):
             train_time_interval=train_time_interval,
             enable_version_counter=False,  # a save repeated after a kill renews its file
         )
+        self._lock: RunLock | None = None
+        self._own_folders: set[str] = set()  # that runs of this very object have written to
+        self._measured: Any = None  # the value of the monitor that was looked at last
         self._due = self._began = False
         self._row: dict[str, Any] | None = None  # of metrics, logged right behind the save that is being made
         self._pending_row: dict[str, Any] | None = None  # that of the checkpoint which was loaded
@@ -119,6 +123,28 @@ class ExactCheckpoint(ModelCheckpoint):
         if stage == "fit" and trainer.is_global_zero and not self._idle(trainer) and "://" not in str(self.dirpath):
             folder = Path(str(self.dirpath))
             folder.mkdir(parents=True, exist_ok=True)  # also says that the folder around it is that of a fit
+            self._release()
+            self._lock = RunLock(folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _check_free(self, trainer: Trainer, folder: Path) -> None:
+        """A new run never takes the place of an older one's weights."""
+        last = folder / "last.ckpt"
+        resumed = trainer.ckpt_path is not None and Path(str(trainer.ckpt_path)).resolve().parent == folder.resolve()
+        if not resumed and str(folder) not in self._own_folders and last.is_file():
+            self._release()
+            raise CheckpointError(
+                f"{folder} holds the checkpoints of another run, which this one would replace: go on with that one "
+                "(--ckpt_path last), or give this one a folder of its own (--checkpoint.dirpath; dirpath in Python)"
+            )
+        self._own_folders.add(str(folder))
 
     def _check_alike(self, trainer: Trainer) -> None:
         """Ranks look for themselves, when they cannot talk to each other yet. A collective call."""
@@ -157,6 +183,7 @@ class ExactCheckpoint(ModelCheckpoint):
         log_dir = trainer.log_dir  # a collective call: every rank makes it
         folder = Path(str(self.dirpath))
         if trainer.is_global_zero and folder.is_dir() and not self._idle(trainer):
+            self._check_free(trainer, folder)
             clean(folder)  # not earlier: what is loaded from may be damaged, and this names it so
         elsewhere = bool(trainer.loggers) and log_dir is not None and Path(log_dir).resolve() != folder.resolve().parent
         if trainer.is_global_zero and folder.is_dir() and (runs or elsewhere):
@@ -243,8 +270,18 @@ class ExactCheckpoint(ModelCheckpoint):
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
     def _save_best(self, trainer: Trainer) -> None:
-        if self.monitor is not None and (self._every_n_epochs == 0 or self._epoch_due(trainer)):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.monitor is None or not (self._every_n_epochs == 0 or self._epoch_due(trainer)):
+            return
+        candidates = self._monitor_candidates(trainer)
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:  # measured every so many epochs only, or misspelt
+            if self._measured is None:
+                logged = ", ".join(sorted(trainer.callback_metrics))
+                rank_zero_warn(f"monitor {self.monitor!r} has not been logged yet; logged are {logged}")
+                self._measured = self.monitor
+        elif value is not self._measured:  # else it is that of an earlier validation, and of other weights
+            self._measured = value
+            self._save_topk_checkpoint(trainer, candidates)
 
     def _save(self, trainer: Trainer) -> None:
         candidates = self._monitor_candidates(trainer)
@@ -255,7 +292,15 @@ class ExactCheckpoint(ModelCheckpoint):
         self._last_time_checked = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing: an exception comes at an instant from which no run resumes exactly."""
+        """No save: an exception comes at an instant from which no run resumes exactly."""
+        self._release()
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
+            step = self._last_global_step_saved
+            saved = f"it was saved at step {step}" if step else "it was not saved yet"
+            rank_zero_info(
+                f"interrupted at step {trainer.global_step}; {saved}, in {self.dirpath}: the same command with "
+                "--ckpt_path last goes on from there"
+            )
 
 
 def _continue_wandb(trainer: Trainer, folder: Path) -> None:

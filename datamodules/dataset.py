@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -96,15 +98,27 @@ def collate(batch: Any) -> Batch:
 
 
 def outlast_signals(worker: int) -> None:
-    """A worker's ``worker_init_fn``: it keeps serving the process that trains, which is the one to act on signals.
+    """A worker's ``worker_init_fn``: it serves the process that trains as long as that lives, and ends with it.
 
     A scheduler sends SIGTERM and SIGUSR1 to all processes of a job. A run saves on them (see
-    :class:`~lit_ssl.callbacks.Preemption`), for which the batches on their way have to arrive; a worker that died would
-    stop it before that. A worker that nobody needs any more ends two minutes later at the latest.
+    :class:`~lit_ssl.callbacks.Preemption`), for which the batches on their way have to arrive, however long a
+    validation takes; a worker that died would stop it before that. SIGTERM from the process that trains itself ends a
+    worker that it no longer needs.
     """
-    if hasattr(signal, "SIGUSR1"):  # Windows has no signals to send
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(120))
+    if hasattr(signal, "sigtimedwait"):  # neither Windows nor macOS, where a worker dies of signals as others do
+        parent = os.getppid()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for all threads: the one below waits for it
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when ``parent`` asks for it or is gone."""
+    while os.getppid() == parent:
+        caught = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if caught is not None and caught.si_pid == parent:
+            break
+    os._exit(0)
 
 
 class Loader(DataLoader[Batch]):

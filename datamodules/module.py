@@ -23,7 +23,7 @@ from lit_ssl.views.groups import Group, groups_of
 
 from .dataset import Loader, check_labels, collate, outlast_signals
 from .image_files import ImageFiles
-from .sampler import ShardedSampler
+from .sampler import SequentialShards, ShardedSampler
 
 __all__ = ["ImageDataModule"]
 
@@ -153,12 +153,14 @@ class ImageDataModule(LightningDataModule):
     def _sampler(
         self, dataset: Dataset[Batch], shuffle: bool, position: Callable[[], tuple[int, int]] | None = None
     ) -> ShardedSampler:
-        return ShardedSampler(
+        overfit = shuffle and self.trainer is not None and cast(Any, self.trainer).overfit_batches > 0
+        kind = SequentialShards if overfit else ShardedSampler
+        return kind(
             cast(Any, dataset),
             self.batch_size,
             num_replicas=self.trainer.world_size if self.trainer is not None else 1,
             rank=self.trainer.global_rank if self.trainer is not None else 0,
-            shuffle=shuffle,
+            shuffle=shuffle and not overfit,
             seed=self.run_seed,
             position=position,
             pairs=isinstance(dataset, ImageFiles) and dataset.plan is not None,

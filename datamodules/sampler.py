@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lit_ssl.random import permuted
 
-__all__ = ["ShardedSampler"]
+__all__ = ["SequentialShards", "ShardedSampler"]
 
 _CHUNK = 1 << 16  # positions computed at a time: a millisecond or two of work, half a megabyte of memory
 
@@ -94,7 +94,8 @@ class ShardedSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[Any]:
         epoch, done = self.position() if self.position is not None else (self.epoch, 0)
         indices = self._indices(epoch, done)
-        yield from ((epoch if self.shuffle else -1, index) for index in indices) if self.pairs else indices
+        trained = self.shuffle or self.position is not None
+        yield from ((epoch if trained else -1, index) for index in indices) if self.pairs else indices
 
     def _indices(self, epoch: int, done: int) -> Iterator[int]:
         own = torch.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
@@ -105,3 +106,7 @@ class ShardedSampler(DistributedSampler[int]):
         if done <= self.full_batches:
             yield from range(self._tail_start, self._tail_start + self._tail_rows)
             yield from [-1] * self._tail_padding
+
+
+class SequentialShards(ShardedSampler, SequentialSampler):
+    """For ``overfit_batches``: the data set's order in each epoch. Lightning leaves alone what is sequential."""

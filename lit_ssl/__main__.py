@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except SystemExit as leave:  # --help and --print_config leave with 0; an interrupted Trainer with 1
+        if isinstance(leave.__context__, KeyboardInterrupt):
+            return 130
         return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     return 0
 

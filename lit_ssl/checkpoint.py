@@ -103,6 +103,10 @@ def damage_of(path: str | Path) -> str | None:
     A file that :class:`WholeFileIO` wrote is compared with its SHA-256, any other that ``torch.save`` wrote with the
     check sums of its zip records.
     """
+    if os.path.isdir(path):
+        return "it is a folder"
+    if not os.path.isfile(path):  # a pipe would be read for ever
+        return "it is no regular file, or a link to nothing"
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _SEAL))
@@ -130,8 +134,9 @@ def damage_of(path: str | Path) -> str | None:
 def newest_whole(paths: Iterable[Path]) -> tuple[Path | None, dict[Path, str]]:
     """The newest of these checkpoints that is whole, and what is wrong with the newer ones."""
     damaged: dict[Path, str] = {}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        damage = None if path.is_dir() else damage_of(path)  # a folder is a sharded strategy's affair
+    for path in sorted(paths, key=lambda path: os.lstat(path).st_mtime_ns, reverse=True):
+        sharded = (path / ".metadata").is_file()  # a folder that torch.distributed.checkpoint wrote
+        damage = None if sharded else damage_of(path)
         if damage is None:
             return path, damaged
         damaged[path] = damage
@@ -158,8 +163,11 @@ def clean(folder: Path) -> None:
     for orphan in folder.glob(f".*.ckpt{_PARTIAL}"):
         orphan.unlink(missing_ok=True)
     last = folder / "last.ckpt"
-    if last.is_file() and damage_of(last):
-        os.replace(last, last.with_suffix(".ckpt.damaged"))
+    if os.path.lexists(last) and not (last / ".metadata").is_file() and damage_of(last):
+        aside = last.with_suffix(".ckpt.damaged")
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        os.replace(last, aside)
 
 
 def check_whole(path: str | os.PathLike[str]) -> None:

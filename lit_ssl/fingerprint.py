@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_ssl.checkpoint import CheckpointError
 from lit_ssl.random import resolve_seed
 
-__all__ = ["allowed_changes", "as_names", "compare", "fingerprint", "resumed_step"]
+__all__ = ["allowed_changes", "as_names", "compare", "fingerprint", "resumed_step", "warn_of_lost_states"]
 
 # Arguments of a method that leave the numbers as they are, but for rounding, or that count only where a run begins.
 _FREE = {"compile", "gradient_checkpointing", "channels_last", "chunk_size"}
@@ -81,7 +83,7 @@ def compare(trainer: Any, now: Mapping[str, Any], checkpoint: Mapping[str, Any])
     differ = {
         key: (before[key], value)
         for key, value in now.items()
-        if key in before and key not in ("batch_size", "step_batch", "lit_ssl") and before[key] != value
+        if key in before and key not in ("batch_size", "step_batch", "lit_ssl") and repr(before[key]) != repr(value)
     }
     if before.get("step_batch") != now["step_batch"]:
         differ["batch_size"] = (_batch(before), _batch(now))
@@ -99,6 +101,15 @@ def compare(trainer: Any, now: Mapping[str, Any], checkpoint: Mapping[str, Any])
     for change in changes:
         rank_zero_info(f"from step {step} on {change['key']} is {_short(change['is'])}; it was {_short(change['was'])}")
     return changes
+
+
+def warn_of_lost_states(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Warn of callbacks that keep a state, of which the checkpoint has none: they begin anew."""
+    states = checkpoint.get("callbacks") or {}
+    kept = [callback for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
+    lost = [type(callback).__name__ for callback in kept if callback.state_key not in states and callback.state_dict()]
+    if lost:
+        rank_zero_warn(f"the checkpoint has no state of {', '.join(lost)}: what they know of the run before is gone")
 
 
 def _batch(values: Mapping[str, Any]) -> str:

@@ -66,6 +66,10 @@ _FAILURES = (
         f"the disk is full ({{0}}): free some space, or write elsewhere with --trainer.default_root_dir{_RESUME}",
     ),
     (
+        r"Read-only file system",
+        f"the file system is read-only ({{0}}): write elsewhere with --trainer.default_root_dir{_RESUME}",
+    ),
+    (
         r"Input/output error|Remote I/O error|Stale file handle|endpoint is not connected|No such device|Host is down",
         f"the disk or the network behind it failed ({{0}}): see to it that the data can be read again{_RESUME}",
     ),

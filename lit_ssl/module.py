@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_ssl.checkpoint import load
 from lit_ssl.checks import check_choice, check_flag, check_options, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
-from lit_ssl.fingerprint import compare, fingerprint, resumed_step
+from lit_ssl.fingerprint import compare, fingerprint, resumed_step, warn_of_lost_states
 from lit_ssl.hyperparameters import NotesArguments, split_plain, views_from
 from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
@@ -378,6 +378,7 @@ class SSLModule(NotesArguments, LightningModule):
         """A run that goes on has to be the one that saved the checkpoint: what else decides its numbers is refused."""
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        warn_of_lost_states(self.trainer, checkpoint)
         self._made_of = fingerprint(self.trainer, self)
         self._changes = [*checkpoint.get("changes", []), *compare(self.trainer, self._made_of, checkpoint)]
         self._resumed_at = (

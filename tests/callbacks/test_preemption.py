@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -79,9 +80,9 @@ def test_workers_outlast_a_signal_to_the_whole_group(fit, images, tmp_path):
     class ToWorkers(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.global_step == 1:
-                for worker in trainer.train_dataloader._iterator._workers:
-                    os.kill(worker.pid, signal.SIGTERM)
-                    os.kill(worker.pid, signal.SIGUSR1)
+                for worker in trainer.train_dataloader._iterator._workers:  # as a scheduler does, not the run itself
+                    for name in ("TERM", "USR1"):
+                        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
                 os.kill(os.getpid(), signal.SIGUSR1)
 
     workers = {"num_workers": 1, "persistent_workers": True, "worker_init_fn": outlast_signals}
