@@ -107,7 +107,7 @@ def warn_of_lost_states(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
     """Warn of callbacks that keep a state, of which the checkpoint has none: they begin anew."""
     states = checkpoint.get("callbacks") or {}
     kept = [callback for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
-    lost = [type(callback).__name__ for callback in kept if callback.state_key not in states and callback.state_dict()]
+    lost = [type(callback).__name__ for callback in kept if callback.state_key not in states]
     if lost:
         rank_zero_warn(f"the checkpoint has no state of {', '.join(lost)}: what they know of the run before is gone")
 
@@ -142,7 +142,8 @@ def resumed_step(trainer: Any, before: Any, now: Mapping[str, Any], checkpoint: 
         return step
     if old != new:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        progress.update({name: int(value * old / new) for name, value in progress.items()})
+        ready = progress["ready"]  # the others may be one behind, as Lightning expects
+        progress.update({name: int(ready * old / new) - (ready - value) for name, value in progress.items()})
     return step * old * old_steps / (new * new_steps)
 
 

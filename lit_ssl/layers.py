@@ -113,7 +113,10 @@ def find_own_classes(args: Sequence[str]) -> None:
 
     A file never makes this happen: what a checkpoint names is not among the arguments.
     """
-    given = [value for _, value in _options(args)] + [layer for _, layer in _layers(args)]
+    given: list[Any] = [layer for _, layer in _layers(args)]
+    for _, value in _options(args):
+        with suppress(ValueError):  # told when its turn comes
+            given.append(read_yaml(value))  # a value may be a configuration of its own
     for module in {name.partition(".")[0] for value in given for name in _dotted_names(value)}:
         here = Path(module).with_suffix(".py").is_file() or Path(module, "__init__.py").is_file()
         if here and module not in sys.modules and importlib.util.find_spec(module) is None:

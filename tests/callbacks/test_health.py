@@ -202,8 +202,8 @@ def test_skips_are_counted_through_a_resume(mined, stripes, make_trainer, tmp_pa
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     guard = HealthGuard("skip", max_skips=1)
     resumed = make_trainer(callbacks=[guard], max_epochs=2)
+    resumed.callbacks[0].allow = ["at"]  # of the test's own method
     with pytest.raises(NonFiniteError, match="1 steps were skipped before"):
-        resumed.callbacks[0].allow = ["at"]  # of the test's own method
         resumed.fit(mined(at=(1,)), datamodule=stripes(), ckpt_path=tmp_path / "a.ckpt")
     assert guard.skipped == [2]
 
