@@ -84,8 +84,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)  # each rank's loss depends on these rows, so their gradients add up
+        total = _AllReduceSum.apply(grads[0])  # each rank's loss depends on these rows, so their gradients add up
         return total[ctx.start : ctx.start + ctx.rows], None
 
 
@@ -113,9 +112,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone().contiguous()
-        dist.all_reduce(total)
-        return total
+        return _AllReduceSum.apply(grads[0])  # which can be differentiated once more
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

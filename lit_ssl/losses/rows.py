@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["log_sum_negatives", "log_sum_products", "pair", "sum_rows", "unit"]
 
@@ -66,13 +65,21 @@ class _SumOfBlocks(torch.autograd.Function):
                     (grad[start:end] if place < count else grad).add_(next(found))
             sums[number] = value.detach()
             start = end
-        ctx.save_for_backward(*grads)
+        ctx.fn, ctx.count = fn, count
+        ctx.save_for_backward(*tensors, *grads)
         return sums.sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *(None if grad is None else grad * outer[0] for grad in ctx.saved_tensors))
+        half = len(ctx.saved_tensors) // 2
+        tensors, grads = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
+        if torch.is_grad_enabled():  # somebody differentiates this once more: all blocks at once, with their graph
+            apart = [x.view_as(x) for x in tensors]  # one may have been computed from another
+            learned = [x for x, grad in zip(apart, grads, strict=True) if grad is not None]
+            value = ctx.fn(*apart).sum()
+            found = iter(torch.autograd.grad(value, learned, create_graph=True, materialize_grads=True))
+            grads = [None if grad is None else next(found) for grad in grads]
+        return (None, None, None, *(None if grad is None else grad * outer[0] for grad in grads))
 
 
 def log_sum_negatives(logits: Tensor, negatives: int | Tensor, beta: float) -> Tensor:
@@ -94,7 +101,7 @@ def log_sum_negatives(logits: Tensor, negatives: int | Tensor, beta: float) -> T
 def log_sum_products(query: Tensor, candidates: Tensor, excluded: Tensor | None = None) -> Tensor:
     """log sum_j e^(q . c_j) for each row q, all candidates or those that are not excluded: (R,).
 
-    One matrix of R x M is held, where the plain operations hold four. Differentiable once.
+    One matrix of R x M is held, where the plain operations hold four; they are made again for a second derivative.
 
     Args:
         query: (R, D).
@@ -113,13 +120,17 @@ class _LogSumProducts(torch.autograd.Function):
         most = logits.amax(1, keepdim=True)
         weights = logits.sub_(most).exp_()
         total = weights.sum(1)
-        ctx.save_for_backward(query, candidates, weights, total)
+        ctx.save_for_backward(query, candidates, excluded, weights, total)
         return most.squeeze(1) + total.log()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        query, candidates, weights, total = ctx.saved_tensors
+        query, candidates, excluded, weights, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates this once more: what was saved has no graph
+            logits = query @ candidates.T
+            logits = logits if excluded is None else logits.scatter(1, excluded, -torch.inf)
+            shares = logits.softmax(1) * grads[0].unsqueeze(1)
+            return shares @ candidates, shares.T @ query, None
         scale = (grads[0] / total).unsqueeze(1)  # applied to what is (R, D), not to the weights, (R, M)
         to_query = weights @ candidates * scale if ctx.needs_input_grad[0] else None
         to_candidates = weights.T @ (query * scale) if ctx.needs_input_grad[1] else None

@@ -22,16 +22,17 @@ def check_sigreg(num_directions: int, knots: int, t_max: float) -> None:
 
 
 class _PowerSums(torch.autograd.Function):
-    """Sums over rows of e^(ikx) for k = 1 to ``powers``: real (V, N, M) to real (powers, V, M, 2), cosines and sines.
+    """Sums over rows of e^(ikx) for x = ``z @ directions`` and k = 1 to ``powers``: real (V, N, D) and (D, M) to real
+    (powers, V, M, 2), cosines and sines.
 
     One cosine and one sine a number instead of ``powers`` of each, and memory for one in place of all: the powers are
     multiplied up in the forward pass and again, by Horner's rule, in the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, powers: int) -> Tensor:
-        unit = torch.polar(torch.ones_like(x), x)
-        ctx.save_for_backward(unit)
+    def forward(ctx: Any, z: Tensor, directions: Tensor, powers: int) -> Tensor:
+        unit = _on_the_circle(z @ directions)
+        ctx.save_for_backward(z, directions, unit)
         power, sums = unit, [unit.sum(1)]
         for _ in range(powers - 1):
             power = power * unit
@@ -39,13 +40,19 @@ class _PowerSums(torch.autograd.Function):
         return torch.view_as_real(torch.stack(sums))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (unit,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        z, directions, unit = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates this once more: what was saved has no graph
+            unit = _on_the_circle(z @ directions)
         weights = torch.view_as_complex(grads[0].contiguous()).conj().unsqueeze(2)  # (powers, V, 1, M)
         total = torch.zeros_like(unit)
         for k in range(len(weights), 0, -1):
             total = (total + k * weights[k - 1]) * unit
-        return -total.imag, None
+        return -total.imag @ directions.T, None, None
+
+
+def _on_the_circle(x: Tensor) -> Tensor:
+    return torch.polar(torch.ones_like(x), x)
 
 
 def sigreg(
@@ -95,7 +102,7 @@ def sigreg(
         phi = torch.exp(-(torch.arange(1, knots, device=z.device, dtype=z.dtype) * step).square() / 2)
         weight = 2 * step * phi
         weight[-1] /= 2
-        sums = _PowerSums.apply(z @ directions * step, knots - 1)
+        sums = _PowerSums.apply(z, directions * step, knots - 1)
         # The number of rows rides along, so that the host need not know it.
         total = all_reduce_sum(torch.cat([sums.flatten(), sums.new_full((1,), z.shape[1])]))
         rows = total[-1].detach()
