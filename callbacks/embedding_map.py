@@ -72,7 +72,7 @@ class EmbeddingMap(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rows = self._sample.rows(len(batch["image"])) if self._due else 0
+        rows = self._sample.rows(len(batch["image"])) if self._due and not dataloader_idx else 0
         if rows > 0:
             self._sample.add(x=represent(pl_module, batch["image"])[:rows], label=batch["label"][:rows])
 

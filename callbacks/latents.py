@@ -91,7 +91,7 @@ class LatentTraversals(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rows = self._sample.rows(len(batch["image"])) if self._due else 0
+        rows = self._sample.rows(len(batch["image"])) if self._due and not dataloader_idx else 0
         if rows > 0:
             self._sample.add(code=represent(pl_module, batch["image"])[:rows], index=batch["index"][:rows])
 

@@ -83,7 +83,7 @@ class NearestNeighbours(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rows = self._sample.rows(len(batch["image"])) if self._due else 0
+        rows = self._sample.rows(len(batch["image"])) if self._due and not dataloader_idx else 0
         if rows > 0:
             parts = {name: batch[name][:rows] for name in ("label", "index")}
             image = _small(batch["image"][:rows], pl_module)

@@ -93,7 +93,7 @@ class OnlineKNN(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._bank is None:
+        if self._bank is None or dataloader_idx:
             return
         x = represent(pl_module, batch["image"])
         bank, labels = self._bank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -79,7 +79,8 @@ class OnlineLinearProbe(Callback):
     It works on ``pl_module.represent`` (evaluation mode, no gradient), owns its layer and its optimizer (Adam, constant
     rate), adds nothing to the loss, registers nothing on the module and draws no global random number. Of files with
     ``clean_images=False`` it learns from what the first view crops, in place of clean images. Rows whose label is -1
-    are ignored. Where the data module's labelled images are not those it trains on (STL10), they are drawn
+    are ignored. Of several validation loaders it takes the first. Where the data module's labelled images are not those
+    it trains on (STL10), they are drawn
     by (seed, step). Layer, optimizer and statistics are in the checkpoint.
 
     Logs ``probe/train_acc`` (running mean of the epoch over this rank's rows) and ``probe/val_acc`` (all ranks).
@@ -92,9 +93,11 @@ class OnlineLinearProbe(Callback):
         weight_decay: L2 penalty, default 0.
         batch_size: labelled images a step over all ranks, where they are not those of the batch; default 256.
         seed: of that draw; None takes that of ``seed_everything``, or 0.
+        name: in front of the names of metrics; several probes of one run need different ones. Default ``probe``.
 
     Raises:
-        ValueError: an argument out of range, or a checkpoint whose probe has another shape.
+        ValueError: an argument out of range, two probes of one name, a label that is no class (on a GPU when the epoch
+            ends, so that no step waits), or a checkpoint whose probe has another shape.
     """
 
     def __init__(
@@ -105,7 +108,11 @@ class OnlineLinearProbe(Callback):
         weight_decay: float = 0.0,
         batch_size: int = 256,
         seed: int | None = None,
+        name: str = "probe",
     ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a string that is not empty, got {name!r}")
+        self.name = name
         check_integer("every_n_steps", every_n_steps)
         check_integer("num_classes", num_classes, 2, optional=True)
         check_positive("lr", lr)
@@ -120,12 +127,35 @@ class OnlineLinearProbe(Callback):
         self.batches = 0  # of training, seen so far
         self._train, self._val = LabelledAccuracy(sync_on_compute=False), LabelledAccuracy()
         self._pending: dict[str, Any] | None = None
+        self._greatest: Tensor | None = None  # label since it was looked at last
+
+    @property
+    def state_key(self) -> str:
+        settings = {"lr": self.lr, "weight_decay": self.weight_decay, "every_n_steps": self.every_n_steps}
+        return self._generate_state_key(name=self.name, **settings)  # two of a run are told apart
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Find the state of the one probe of this name, whatever its settings were, or of older files' only one."""
+        states, kind = checkpoint.get("callbacks", {}), type(self).__qualname__
+        own = [key for key in states if key == kind or str(key).startswith(f"{kind}{{'name': {self.name!r},")]
+        if self.state_key not in states and len(own) == 1:
+            states[self.state_key] = states[own[0]]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        probes = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, OnlineLinearProbe)]
+        if len({probe.name for probe in probes}) < len(probes):
+            raise ValueError(
+                f"{len(probes)} OnlineLinearProbe of one run would log under the same names: give each another name, "
+                "as in OnlineLinearProbe(name='probe_fast', lr=0.1)"
+            )
 
     # Building: networks do not exist in ``setup``, and state is loaded before ``on_fit_start``.
 
     def _classes(self, trainer: Trainer) -> int | None:
         datamodule: Any = getattr(trainer, "datamodule", None)
         classes = self.num_classes or getattr(datamodule, "num_classes", None)
+        if datamodule is not None and not (hasattr(datamodule, "labelled_set") or hasattr(datamodule, "train_set")):
+            datamodule = None  # one that serves loaders: their batches say whether they have labels
         if classes is None and datamodule is None:
             rank_zero_warn(
                 "OnlineLinearProbe is off: a plain loader does not tell the number of classes; "
@@ -206,6 +236,7 @@ class OnlineLinearProbe(Callback):
             return
         if acts:
             image, label = self._labelled(trainer, pl_module, batch)
+            label = self._checked(label, now=label.device.type == "cpu")
             x = represent(pl_module, image)
             self.probe.observe(x)
             logits = self.probe.differentiate(x, label)
@@ -213,7 +244,7 @@ class OnlineLinearProbe(Callback):
             self._train.update(logits.argmax(1), label)
         # A row shows the latest value, also between two acts: so does that of a run which resumed there.
         if acts or (self._train.update_called and trainer._logger_connector.should_update_logs):
-            pl_module.log("probe/train_acc", self._train.compute(), on_step=True, on_epoch=False, batch_size=1)
+            pl_module.log(f"{self.name}/train_acc", self._train.compute(), on_step=True, on_epoch=False, batch_size=1)
 
     def _labelled(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> tuple[Tensor, Tensor]:
         datamodule: Any = getattr(trainer, "datamodule", None)
@@ -224,6 +255,24 @@ class OnlineLinearProbe(Callback):
         rows = integers(key, "probe", len(source), (self.batch_size,))[0]
         drawn = source.__getitems__(rows[rank() :: world_size()].tolist())
         return drawn["image"].to(pl_module.device), drawn["label"].to(pl_module.device)
+
+    def _checked(self, label: Tensor, now: bool) -> Tensor:
+        """Labels (B,) as classes; what is none is told at once, or at the end of the epoch, and left out till then."""
+        assert self.probe is not None
+        classes = len(self.probe.bias)
+        if len(label):
+            self._greatest = label.amax() if self._greatest is None else torch.maximum(self._greatest, label.amax())
+        if now:
+            self._refuse_labels_beyond()
+        return torch.where(label < classes, label, -1)
+
+    def _refuse_labels_beyond(self) -> None:
+        greatest, self._greatest = self._greatest, None
+        if greatest is not None and self.probe is not None and int(greatest) >= len(self.probe.bias):
+            raise ValueError(f"a label is {int(greatest)}, the probe has num_classes={len(self.probe.bias)}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._refuse_labels_beyond()
 
     # Validation
 
@@ -243,7 +292,7 @@ class OnlineLinearProbe(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.probe is None or trainer.sanity_checking:
+        if self.probe is None or trainer.sanity_checking or dataloader_idx:
             return
         self._val.update(self.probe(represent(pl_module, batch["image"])).argmax(1), batch["label"])
 
@@ -252,4 +301,4 @@ class OnlineLinearProbe(Callback):
             return
         accuracy = self._val.compute()
         if not bool(accuracy.isnan()):
-            pl_module.log("probe/val_acc", accuracy, prog_bar=True, sync_dist=True)
+            pl_module.log(f"{self.name}/val_acc", accuracy, prog_bar=True, sync_dist=True)

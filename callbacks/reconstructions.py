@@ -63,7 +63,7 @@ class Reconstructions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rows = self._sample.rows(len(batch["image"])) if self._due else 0
+        rows = self._sample.rows(len(batch["image"])) if self._due and not dataloader_idx else 0
         if rows > 0:
             # Clean views, which all have one size; the clean view of such an image is the image itself.
             image = (pl_module.clean(batch["image"][:rows]).float() * 255).round().to(torch.uint8)

@@ -69,7 +69,7 @@ class ImageTextRetrieval(Callback):
             if not self._said:
                 rank_zero_info("ImageTextRetrieval is off: the batches have no 'text'")
             self._said = True
-        rows = self._sample.rows(len(batch["image"])) if self._due else 0
+        rows = self._sample.rows(len(batch["image"])) if self._due and not dataloader_idx else 0
         if rows > 0:
             text = batch["text"][:rows]
             self._sample.add(

@@ -67,7 +67,7 @@ class RepresentationMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rows = self._sample.rows(len(batch["image"])) if self._due else 0
+        rows = self._sample.rows(len(batch["image"])) if self._due and not dataloader_idx else 0
         if rows <= 0:
             return
         parts = {"clean": represent(pl_module, batch["image"])[:rows]}

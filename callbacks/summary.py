@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -51,7 +51,8 @@ class SummaryTable(Callback):
 
     Three rows, all through the one evaluation of ``lit_ssl.evaluation``: raw pixels, the encoder with its first
     weights, and this run's. It trains on the data module's labelled set and tests on its held-out one, both as clean
-    images. The numbers also go to ``summary.json`` in the run's folder, whose files are listed. Data without labels
+    images. The numbers also go to every logger and to ``summary.json`` in the run's folder, whose files are
+    listed. Data without labels
     get one line that says so. Global random numbers, weights and modes are left as they were.
 
     Args:
@@ -120,7 +121,25 @@ class SummaryTable(Callback):
             held_x, held_y = encode(datamodule, held, encoders, device=place)
             if trainer.is_global_zero:
                 self._lines = self._table(x, y, held_x, held_y, seed, folder)
+                self._log(trainer)
         trainer.strategy.barrier("summary table")
+
+    def _log(self, trainer: Trainer) -> None:
+        """The numbers go to every logger, as ``eval/<protocol>/<encoder>/<metric>``, and to W&B as a table besides."""
+        if self.scores is None:
+            return
+        values = {}
+        for encoder, row in summary(self.scores).items():
+            for name, value in row.items():
+                protocol = name.removesuffix("_se")
+                metric = "accuracy" if protocol == name else "standard_error"
+                values[f"eval/{protocol}/{encoder}/{metric}"] = value
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+            if isinstance(logger, WandbLogger):
+                rows = summary(self.scores)
+                columns = ["encoder", *next(iter(rows.values()))]
+                logger.log_table("eval/accuracy", columns, [[name, *row.values()] for name, row in rows.items()])
 
     def _table(
         self, x: dict[str, Tensor], y: Tensor, held_x: dict[str, Tensor], held_y: Tensor, seed: int, folder: Path

@@ -87,7 +87,7 @@ class ZeroShot(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._classes is None:
+        if self._classes is None or dataloader_idx:
             return
         image = represent(pl_module, batch["image"], "represent_image")
         self._accuracy.update((image @ self._classes.mT).argmax(1), batch["label"])

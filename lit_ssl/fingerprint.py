@@ -107,7 +107,8 @@ def warn_of_lost_states(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
     """Warn of callbacks that keep a state, of which the checkpoint has none: they begin anew."""
     states = checkpoint.get("callbacks") or {}
     kept = [callback for callback in trainer.callbacks if is_overridden("state_dict", callback, Callback)]
-    lost = [type(callback).__name__ for callback in kept if callback.state_key not in states]
+    saved = {str(key).partition("{")[0] for key in states}  # a key may tell settings behind the class
+    lost = [type(callback).__name__ for callback in kept if type(callback).__qualname__ not in saved]
     if lost:
         rank_zero_warn(f"the checkpoint has no state of {', '.join(lost)}: what they know of the run before is gone")
 

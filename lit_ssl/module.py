@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -34,6 +35,9 @@ from lit_ssl.views import Batch, View, as_batch, clean, with_keys, with_views
 __all__ = ["SSLModule"]
 
 Losses = dict[str, Tensor]
+
+EARLY = (BaseFinetuning, ModelPruning, StochasticWeightAveraging)
+"""Callbacks of Lightning that look for networks before :meth:`SSLModule.configure_model`."""
 
 # Both the data module and the method can make views; Lightning asks the data module, which is what is meant.
 warnings.filterwarnings("ignore", message=r"You have overridden `(on_|transfer_)\w*batch\w*` in both")
@@ -191,6 +195,17 @@ class SSLModule(NotesArguments, LightningModule):
         """Add what the method trains beside the backbone; called once, with ``backbone`` and ``spec`` in place."""
         raise NotImplementedError(f"{type(self).__name__} must define build_heads")
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name.startswith("_") or "backbone" in self.__dict__.get("_modules", {}):
+                raise
+            raise AttributeError(
+                f"{error}; networks are built for the data when a Trainer begins, or before that by configure_model(), "
+                f"which needs the spec: {type(self).__name__}(spec=...)"
+            ) from None
+
     @property
     def num_features(self) -> int:
         """Length of an embedding."""
@@ -263,12 +278,15 @@ class SSLModule(NotesArguments, LightningModule):
         raise NotImplementedError(f"{type(self).__name__} must define loss")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if not self.training:  # BatchNorm would take its running statistics, and the method learn next to nothing
+            rank_zero_warn("the method was in evaluation mode in the middle of training: it is in training mode again")
+            self.train()
         return self._log_losses("train", batch)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._log_losses("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._log_losses("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -294,7 +312,25 @@ class SSLModule(NotesArguments, LightningModule):
         )
         return losses["loss"]
 
+    def configure_callbacks(self) -> list[Callback]:
+        """No callbacks of its own; but networks are built now where one copies or counts them in its ``setup``."""
+        if any(isinstance(callback, EARLY) for callback in cast(Any, self.trainer).callbacks):
+            with self.trainer.precision_plugin.module_init_context(), self.trainer.strategy.tensor_init_context():
+                self.configure_model()
+        return []
+
+    def _take_found_rate(self) -> bool:
+        """Whether a finder has set ``hparams.lr`` since construction: it is then the rate itself, and so recorded."""
+        if self.hparams.get("lr", self.optimizer_arguments["lr"]) == self.optimizer_arguments["lr"]:
+            return False
+        rate = float(self.hparams["lr"])
+        self.optimizer_arguments["lr"], self.lr_scaling = rate, "none"
+        self.hparams["lr_scaling"] = "none"
+        rank_zero_info(f"the learning rate is {rate:.3g}, as it was found, whatever the batch")
+        return True
+
     def configure_optimizers(self) -> Any:
+        self._take_found_rate()
         self.trainer.fit_loop.setup_data()  # what follows asks for the loader's length and batch size
         total = self.trainer.estimated_stepping_batches
         if total == 0:
@@ -389,9 +425,13 @@ class SSLModule(NotesArguments, LightningModule):
             scheduler.pop("base_lrs", None)  # the peak is this run's, which a batch that was let differ changes
 
     def on_train_start(self) -> None:
-        """The first rate of a resumed run is that of its own curve, which the checkpoint's may not be any more."""
+        """The first rate of a resumed run is that of its own curve, which the checkpoint's may not be any more; and one
+        that a callback has found by now counts."""
+        found = self._take_found_rate()
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler := config.scheduler, LambdaLR):
+                if found:
+                    scheduler.base_lrs = [self.optimizer_arguments["lr"]] * len(scheduler.base_lrs)
                 rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
                 for group, (peak, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
                     group["lr"] = peak * factor(scheduler.last_epoch)

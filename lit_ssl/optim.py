@@ -47,6 +47,9 @@ _FUSED = ("adam", "adamw")
 _KERNELS = ("fused", "foreach", "capturable", "differentiable")
 """Options of torch's optimizers that choose how they compute."""
 
+_REFUSED = {"adahessian": "it needs the graph of the gradients, which no method keeps"}
+"""Those of timm that cannot train, and why."""
+
 _SETTINGS = ("weight_decay", "betas", "momentum", "dampening", "nesterov", "eps", "trust_coeff")
 """Options of optimizers that stay as they were given."""
 
@@ -286,7 +289,9 @@ def _known(name: str) -> tuple[str, str]:
     """The name in lower case and the optimizer inside it (behind ``lookahead_``)."""
     lowered = str(name).lower()
     kind = lowered.removeprefix("lookahead_")
-    names = [str(known) for known in timm.optim.list_optimizers()]
+    if kind in _REFUSED:
+        raise ValueError(f"optimizer {name!r} cannot be used here: {_REFUSED[kind]}")
+    names = [str(known) for known in timm.optim.list_optimizers() if str(known) not in _REFUSED]
     if kind not in names:
         close = difflib.get_close_matches(kind, names, n=5, cutoff=0.5) or ["adamw", "sgd", "lars", "lamb", "lion"]
         raise ValueError(f"optimizer {name!r} is unknown; did you mean {', '.join(close)}? All: {', '.join(names)}")

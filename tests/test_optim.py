@@ -324,3 +324,25 @@ def test_schedule_mistakes_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             course(1, **{"warmup_steps": 1, "total_steps": 10, **arguments})
+
+
+@pytest.mark.parametrize("name", timm.optim.list_optimizers())
+@pytest.mark.filterwarnings("ignore")
+def test_every_optimizer_of_timm_trains_or_is_refused_by_name(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 4))
+    x = torch.randn(8, 1, 4, 4)
+    try:
+        optimizer = build_optimizer(network, name=name, lr=1e-2, weight_decay=0.01)
+    except ValueError as error:
+        if repr(name) not in str(error):
+            raise
+        return
+    before = [p.detach().clone() for p in network.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(x).square().mean().backward()
+        optimizer.step()
+    after = list(network.parameters())
+    assert all(bool(p.isfinite().all()) for p in after)
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))

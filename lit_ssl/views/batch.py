@@ -106,7 +106,8 @@ def as_batch(raw: Any) -> Batch:
 
     Args:
         raw: a uint8 tensor (B, C, H, W); or a tuple or list ``(image,)``, ``(image, label)`` or ``(image, label, …)``,
-            whose further elements are left out; or a dict with ``image`` and, where there are any, ``label``,
+            whose further elements are left out; or a dict with ``image`` and, where there are any, ``label`` (or, as in
+            Hugging Face's data sets, ``labels``),
             ``index``, ``text`` (B captions) and entries of one's own, which are kept.
 
     Returns:
@@ -122,6 +123,8 @@ def as_batch(raw: Any) -> Batch:
     elif isinstance(raw, Mapping):
         if "image" not in raw:
             raise ValueError(f"a batch that is a dict needs the key 'image', got {_described(raw)}")
+        if "label" not in raw and "labels" in raw:  # as Hugging Face's models have it
+            raw = {"label" if name == "labels" else name: value for name, value in raw.items()}
     elif isinstance(raw, Sequence) and not isinstance(raw, str) and len(raw) > 0:
         raw = {"image": raw[0], "label": raw[1] if len(raw) > 1 else None}
     else:
