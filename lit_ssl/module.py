@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -143,7 +144,9 @@ class SSLModule(NotesArguments, LightningModule):
         }
         self._init_from, self._compile, self._channels_last = init_from, compile, channels_last
         self._made_of: dict[str, Any] = {}  # see lit_ssl.fingerprint
+        self._maker = secrets.token_hex(8)  # tells this very object's checkpoints from those of other runs
         self._changes: list[dict[str, Any]] = []
+        self._planned: tuple[float, dict[str, Any]] | None = None  # what configure_optimizers took
         self._resumed_at: tuple[int, float] = (0, 0.0)
 
     def _save_arguments(self) -> None:
@@ -332,23 +335,37 @@ class SSLModule(NotesArguments, LightningModule):
     def configure_optimizers(self) -> Any:
         self._take_found_rate()
         self.trainer.fit_loop.setup_data()  # what follows asks for the loader's length and batch size
+        self._planned = self._plan()
+        peak, course = self._planned
+        optimizer = build_optimizer(self, **{**self.optimizer_arguments, "lr": peak})
+        scheduler = warmup_cosine(optimizer, **course)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def _plan(self) -> tuple[float, dict[str, Any]]:
+        """The peak of the learning rate, and the arguments of its course, for the loader and trainer as they are."""
         total = self.trainer.estimated_stepping_batches
         if total == 0:
-            raise ValueError("the training loader has no batch: no images, or fewer than a batch and drop_last=True")
-        arguments = dict(self.optimizer_arguments)
+            raise ValueError(
+                "the training loader has no batch: no images, fewer than a batch with drop_last=True, or a limit of 0 "
+                "(limit_train_batches, max_steps)"
+            )
+        peak = self.optimizer_arguments["lr"]
         if self.lr_scaling != "none":
-            arguments["lr"] = scaled_lr(arguments["lr"], self._global_batch(), self.lr_scaling)
-        optimizer = build_optimizer(self, **arguments)
+            peak = scaled_lr(peak, self._global_batch(), self.lr_scaling)
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup = self.warmup_epochs * math.ceil(steps_per_epoch) if math.isfinite(steps_per_epoch) else 0
-        scheduler = warmup_cosine(
-            optimizer,
-            warmup_steps=int(min(warmup, total / 5)),
-            total_steps=int(total) if math.isfinite(total) else None,
-            schedule=self.schedule,
-            ahead=self._resumed_at[1] - self._resumed_at[0],
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        steps = int(min(warmup, total / 5))
+        if steps < int(warmup):
+            rank_zero_info(
+                f"warm-up takes {steps:,} of {int(total):,} steps, a fifth of this short run, in place of the "
+                f"{int(warmup):,} of warmup_epochs={self.warmup_epochs:g}"
+            )
+        return peak, {
+            "warmup_steps": steps,
+            "total_steps": int(total) if math.isfinite(total) else None,
+            "schedule": self.schedule,
+            "ahead": self._resumed_at[1] - self._resumed_at[0],
+        }
 
     def _global_batch(self) -> int:
         size = getattr(self.trainer.train_dataloader, "batch_size", None)
@@ -414,6 +431,8 @@ class SSLModule(NotesArguments, LightningModule):
         """A run that goes on has to be the one that saved the checkpoint: what else decides its numbers is refused."""
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
+        if checkpoint.get("maker") == self._maker:  # a finder of rates or batches goes back to where it began
+            return
         warn_of_lost_states(self.trainer, checkpoint)
         self._made_of = fingerprint(self.trainer, self)
         self._changes = [*checkpoint.get("changes", []), *compare(self.trainer, self._made_of, checkpoint)]
@@ -425,13 +444,15 @@ class SSLModule(NotesArguments, LightningModule):
             scheduler.pop("base_lrs", None)  # the peak is this run's, which a batch that was let differ changes
 
     def on_train_start(self) -> None:
-        """The first rate of a resumed run is that of its own curve, which the checkpoint's may not be any more; and one
-        that a callback has found by now counts."""
+        """The rate is that of this run as it begins: a checkpoint, or a finder, may have left another."""
         found = self._take_found_rate()
+        plan = self._plan() if found or self._planned is not None else None
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(scheduler := config.scheduler, LambdaLR):
-                if found:
-                    scheduler.base_lrs = [self.optimizer_arguments["lr"]] * len(scheduler.base_lrs)
+                if plan is not None and plan != self._planned:
+                    anew = warmup_cosine(torch.optim.SGD([nn.Parameter(torch.zeros(()))], plan[0]), **plan[1])
+                    count = len(scheduler.base_lrs)
+                    scheduler.base_lrs, scheduler.lr_lambdas = anew.base_lrs * count, anew.lr_lambdas * count
                 rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
                 for group, (peak, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
                     group["lr"] = peak * factor(scheduler.last_epoch)
@@ -440,7 +461,7 @@ class SSLModule(NotesArguments, LightningModule):
         """Store what loading needs: without the data, without other files, and without knowing the class."""
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._made_of = self._made_of or fingerprint(self.trainer, self)
-            checkpoint |= {"fingerprint": self._made_of, "changes": self._changes}
+            checkpoint |= {"fingerprint": self._made_of, "changes": self._changes, "maker": self._maker}
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["given"] = dict(self._not_plain)
         arguments = dict(checkpoint.get("hyper_parameters") or self.hparams)

@@ -282,7 +282,17 @@ def warmup_cosine(
         done = (step - warmup_steps) / (total_steps - warmup_steps)
         return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
 
-    return LambdaLR(optimizer, factor)
+    return _Schedule(optimizer, factor)
+
+
+class _Schedule(LambdaLR):
+    """A LambdaLR that takes in parameters which are added in mid-run, as ``BackboneFinetuning`` does."""
+
+    def get_lr(self) -> list[Any]:
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.lr_lambdas.append(self.lr_lambdas[0])
+            self.base_lrs.append(group["lr"] / (self.lr_lambdas[0](self.last_epoch) or 1.0))
+        return super().get_lr()
 
 
 def _known(name: str) -> tuple[str, str]:
