@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_ssl.checkpoint import load
-from lit_ssl.checks import check_choice, check_flag, check_options, check_positive
+from lit_ssl.checks import check_choice, check_flag, check_number, check_options, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
 from lit_ssl.fingerprint import compare, fingerprint, resumed_step, warn_of_lost_states
 from lit_ssl.hyperparameters import NotesArguments, split_plain, views_from
@@ -67,6 +67,7 @@ class SSLModule(NotesArguments, LightningModule):
             arXiv:1706.02677), ``sqrt`` (Krizhevsky 2014, arXiv:1404.5997) or ``none``.
         schedule: ``cosine`` to zero (Loshchilov & Hutter 2017, arXiv:1608.03983) or ``constant``, per optimizer step.
         warmup_epochs: of linear warm-up, at most a fifth of the run; may be fractional.
+        final_lr: where the cosine ends, on the scale of ``lr``, from 0 to ``lr``; default 0.
         compile: run the backbone through ``torch.compile``.
         gradient_checkpointing: recompute the backbone's activations in the backward pass (timm models).
         channels_last: keep weights and images in that memory format.
@@ -97,6 +98,7 @@ class SSLModule(NotesArguments, LightningModule):
         lr_scaling: Literal["linear", "sqrt", "none"] = "linear",
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup_epochs: float = 10,
+        final_lr: float = 0.0,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
@@ -135,7 +137,9 @@ class SSLModule(NotesArguments, LightningModule):
         build_optimizer([("weight", nn.Parameter(torch.zeros(1, 1)))], **self.optimizer_arguments)  # rejects bad ones
         scaled_lr(lr, 256, lr_scaling)
         check_choice("schedule", schedule, SCHEDULES)
+        check_number("final_lr", final_lr, 0.0, lr)
         self.lr_scaling, self.schedule, self.warmup_epochs = lr_scaling, schedule, warmup_epochs
+        self.final_lr = final_lr
         self._architecture = (backbone,)  # in a tuple, so that a given module is registered once, as ``backbone``
         self._backbone_arguments: dict[str, Any] = {
             "pretrained": pretrained,
@@ -364,6 +368,7 @@ class SSLModule(NotesArguments, LightningModule):
             "warmup_steps": steps,
             "total_steps": int(total) if math.isfinite(total) else None,
             "schedule": self.schedule,
+            "final": self.final_lr / float(self.hparams.get("lr", 0.0) or 1.0),
             "ahead": self._resumed_at[1] - self._resumed_at[0],
         }
 
