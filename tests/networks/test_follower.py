@@ -31,16 +31,19 @@ def test_long_parameters_are_moved_in_place(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_ones_do_not_stand_still(dtype):
     copies, network = pair(dtype)
+    with torch.no_grad():
+        network.weight.copy_(copies.weight + 0.05)
     follower = Follower([copies], [network], 0.999).to(dtype)
-    first = copies.weight.detach().clone()
+    first, gap = copies.weight.detach().clone(), (network.weight - copies.weight).detach().float()
     for step in range(40):
         follower.follow(step + 1, 40)
-    share = ((copies.weight.float() - first.float()) / (network.weight.float() - first.float())).mean().item()
-    assert share == pytest.approx(1 - 0.999**40, rel=0.05)
+    masters = follower.masters.view(torch.float32)[: first.numel()].view_as(first)
+    assert ((masters - first.float()) / gap).mean().item() == pytest.approx(1 - 0.999**40, rel=0.01)
+    assert torch.equal(copies.weight, masters.to(dtype))
     standing = first.clone()
     for _ in range(40):
         standing.lerp_(network.weight.detach(), 0.001)
-    assert (standing == first).float().mean() > 0.5  # what happens without
+    assert ((standing - first).float() / gap).abs().mean() < 0.5 * (1 - 0.999**40)  # what becomes of it without
 
 
 def test_states_of_other_precisions_load():
