@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .module import SSLModule
     from .spec import ImageSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["CLIP", "MAE", "MCL", "VAE", "Fusion", "ImageSpec", "LeJEPA", "MoCo", "SSLModule", "SimCLR", "__version__"]
 
