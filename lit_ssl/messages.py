@@ -247,7 +247,6 @@ _NOISE = re.compile(
             r"is smaller than the logging interval",  # metrics of epochs are logged all the same
             r"You have overridden `(on_|transfer_)\w*batch\w*` in both",  # the data module's are meant
             r"`Trainer\(limit_\w+=\S+\)` was configured",  # as the user said
-            r"Restoring states from the checkpoint path",  # said by what follows
             r"Trainer already configured with model summary",
         )
     )

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from lit_ssl.checkpoint import check_whole
 from lit_ssl.distributed import average_
+from lit_ssl.networks.follower import Follower
 from lit_ssl.networks.masked import encode_visible, is_vit
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
     A second call does nothing.
 
     Raises:
-        MisconfigurationException: the mesh has a tensor-parallel dimension of more than one process, or the method
-            holds a parameter beside its networks that is more than one number.
+        MisconfigurationException: the mesh has a tensor-parallel dimension of more than one process, the method holds
+            a parameter beside its networks that is more than one number, or a copy follows in a precision below
+            float32, whose average in float32 is not sharded.
     """
     if any(isinstance(child, FSDPModule) for child in method.modules()):
         return
@@ -84,6 +86,11 @@ def shard(method: nn.Module, mesh: DeviceMesh) -> None:
             )
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_average_gradient)
+    if any(isinstance(child, Follower) and child.masters is not None for child in method.modules()):
+        raise MisconfigurationException(
+            f"{type(method).__name__} follows its own weights slowly, which takes float32, and that is not sharded: "
+            "take --trainer.precision bf16-mixed in place of bf16-true"
+        )
     for network in method.children():
         _shard_network(network, mesh["data_parallel"])
 

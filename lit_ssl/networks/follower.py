@@ -19,7 +19,8 @@ class Follower(nn.Module):
 
     The copies are the method's own, and have the same parameters in the same order. Where parameters are shorter than
     float32 (``bf16-true``), a step of a thousandth is lost in rounding, so that a copy would stand still: the moving
-    average is then kept in float32 beside them and rounded for use. In float32 and longer there is nothing beside.
+    average is then kept in float32 beside them, in the state dict as ``masters``, and rounded for use. Networks that
+    were built in float32 get it when they are converted. In float32 and longer there is nothing beside.
 
     Args:
         copies: that follow, already equal to ``networks``.
@@ -32,7 +33,7 @@ class Follower(nn.Module):
         ValueError: an argument outside its range.
     """
 
-    masters: Tensor
+    masters: Tensor | None
 
     def __init__(
         self,
@@ -47,12 +48,23 @@ class Follower(nn.Module):
         self.momentum, self.schedule = momentum, schedule
         pairs: Any = tuple(zip(copies, networks, strict=True))
         self.__dict__["_pairs"] = pairs  # registered where they belong already
-        if any(parameter.element_size() < 4 for parameter in self._parameters_of(0)):
-            self.register_buffer("masters", self._bits())
+        self.register_buffer("masters", None)
+        self._keep_masters()
 
     def _parameters_of(self, place: int) -> list[Tensor]:
         """Those of the copies (0) or of the networks (1)."""
         return [parameter for pair in self.__dict__["_pairs"] for parameter in pair[place].parameters()]
+
+    def _keep_masters(self) -> None:
+        """Begin the average in float32, if the copies are shorter and have none yet."""
+        if self.masters is None and any(p.element_size() < 4 for p in self._parameters_of(0)):
+            self.masters = self._bits()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """After a conversion, which reaches the copies before this module: they are the method's earlier children."""
+        super()._apply(fn, recurse)
+        self._keep_masters()
+        return self
 
     def _bits(self) -> Tensor:
         """The copies in float32, as integers: a conversion of the module to another dtype leaves these as they are."""
@@ -74,7 +86,7 @@ class Follower(nn.Module):
         """
         weight = 1 - self.momentum_at(step, total)
         copies, networks = self._parameters_of(0), self._parameters_of(1)
-        if "masters" not in self._buffers:
+        if self.masters is None:
             torch._foreach_lerp_(copies, networks, weight)
             return
         masters = [
@@ -87,10 +99,12 @@ class Follower(nn.Module):
         torch._foreach_copy_(copies, masters)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A state of another precision, or of before there were masters, has none, or some that are not needed."""
+        """Masters of a state are kept in any precision: networks that are loaded first and converted afterwards go on
+        exactly. A state of a longer precision has none, nor has one of before there were any.
+        """
         key = f"{prefix}masters"
-        if "masters" not in self._buffers:
-            state_dict.pop(key, None)
-        elif key not in state_dict:
+        if key in state_dict and self.masters is None:
+            self.masters = self._bits()
+        elif key not in state_dict and self.masters is not None:
             state_dict[key] = self._bits()  # of the copies, which were loaded before
         super()._load_from_state_dict(state_dict, prefix, *args)

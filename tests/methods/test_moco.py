@@ -99,8 +99,11 @@ def test_momentum_rises_to_one_on_a_cosine(spec, tiny, loader, make_trainer, mon
     assert seen == pytest.approx(expected, abs=2e-3)
 
 
-def test_under_bf16_true_the_key_encoder_follows_all_the_same(spec, tiny, loader, make_trainer, tmp_path):
+@pytest.mark.parametrize("built_before", [False, True])
+def test_under_bf16_true_the_key_encoder_follows_all_the_same(spec, tiny, loader, make_trainer, tmp_path, built_before):
     method = MoCo(spec=spec, queue_size=40, lr=0.1, **tiny)
+    if built_before:
+        method.configure_model()  # in float32
     trainer = make_trainer(max_epochs=3, precision="bf16-true")
     trainer.fit(method, loader)
     weight = method.key_backbone.state_dict()
@@ -116,7 +119,7 @@ def test_under_bf16_true_the_key_encoder_follows_all_the_same(spec, tiny, loader
     resumed = make_trainer(max_epochs=4, precision="bf16-true")
     resumed.fit(again, loader, ckpt_path=tmp_path / "a.ckpt")
     assert not torch.equal(again.follower.masters, method.follower.masters)
-    MoCo.load_from_checkpoint(tmp_path / "a.ckpt")  # in float32, which has no masters
+    MoCo.load_from_checkpoint(tmp_path / "a.ckpt")  # in float32
 
 
 def test_version_3_is_the_symmetric_loss_of_algorithm_1(spec, tiny, images):

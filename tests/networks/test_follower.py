@@ -46,17 +46,46 @@ def test_short_ones_do_not_stand_still(dtype):
     assert ((standing - first).float() / gap).abs().mean() < 0.5 * (1 - 0.999**40)  # what becomes of it without
 
 
+def followed(dtype):
+    """A copy and its follower as a method holds them, one step on its way."""
+    copies, network = pair(dtype)
+    method = nn.ModuleDict({"copies": copies, "follower": Follower([copies], [network], 0.999)})
+    method["follower"].follow(1, 10)
+    return method, network
+
+
+def test_what_was_built_in_float32_has_masters_once_it_is_converted():
+    copies, network = pair(torch.float32)
+    method = nn.ModuleDict({"copies": copies, "follower": Follower([copies], [network], 0.999)})
+    assert "follower.masters" not in method.state_dict()
+    first = copies.weight.detach().bfloat16().float()
+    method.bfloat16()
+    network.bfloat16()
+    for step in range(40):
+        method["follower"].follow(step + 1, 40)
+    masters = method["follower"].masters.view(torch.float32)[: first.numel()].view_as(first)
+    gap = network.weight.detach().float() - first
+    assert ((masters - first) / gap).mean().item() == pytest.approx(1 - 0.999**40, rel=0.01)
+
+
 def test_states_of_other_precisions_load():
-    copies, network = pair(torch.bfloat16)
-    short = nn.ModuleDict({"copies": copies, "follower": Follower([copies], [network], 0.9)})
-    short["follower"].follow(1, 10)
-    long_copies, long_network = pair(torch.float32)
-    long = nn.ModuleDict({"copies": long_copies, "follower": Follower([long_copies], [long_network], 0.9)})
-    state = short.state_dict()
-    long.load_state_dict(state)
-    short.load_state_dict(long.state_dict())
-    assert torch.equal(short["follower"].masters, Follower([copies], [network], 0.9).masters)
-    assert "follower.masters" in state
+    long, _ = followed(torch.float32)
+    short, _ = followed(torch.bfloat16)
+    short.load_state_dict(long.state_dict())  # of float32, or of before there were masters
+    of_copies = torch.cat([p.detach().float().flatten() for p in short["copies"].parameters()])
+    assert torch.equal(short["follower"].masters.view(torch.float32), of_copies)
+
+
+def test_a_state_with_masters_goes_on_exactly_where_conversion_comes_after_loading():
+    short, network = followed(torch.bfloat16)
+    again, network_again = followed(torch.float32)
+    again.load_state_dict(short.state_dict())
+    again.bfloat16()
+    network_again.bfloat16().load_state_dict(network.state_dict())
+    for method in (short, again):
+        method["follower"].follow(2, 10)
+    assert torch.equal(again["follower"].masters, short["follower"].masters)
+    assert torch.equal(again["copies"].weight, short["copies"].weight)
 
 
 def test_the_momentum_of_each_step():
