@@ -12,20 +12,21 @@ DECODER = ["--model.decoder_dim", "16", "--model.decoder_depth", "1", "--model.d
 # So small a network with BatchNorm behind BatchNorm amplifies rounding a thousandfold and more in 100 steps; at lower
 # rates, and with a layer less, float32's stays below the bound.
 CALM = ["--model.num_directions", "64", "--model.projector_layers", "2", "--model.lr", "5e-5"]
+SLOW = ["--model.lr", "0.1"]  # for the same reason
 NARROW = ["--model.decoder_width", "8", "--data.image_size", "14"]  # convolutions in float64 are slow
 QUICKSTART = ["--config", "data/quickstart"]
 SHAPES = ["--config", "data/captioned_shapes", "--data.val_size", "256"]
 TEXT = [*SHAPES, "--model.text_options", "{width: 32, depth: 1, heads: 2}"]
 
 METHODS = {
-    "simclr": ["--config", "method/simclr", *QUICKSTART, *CONV, *PROJECTOR],
+    "simclr": ["--config", "method/simclr", *SLOW, *QUICKSTART, *CONV, *PROJECTOR],
     "simclr_hard": ["--config", "method/simclr_hard", *QUICKSTART, *CONV, *PROJECTOR],
     "moco": ["--config", "method/moco", "--model.queue_size", "256", *QUICKSTART, *CONV, *PROJECTOR],
     "moco_symmetric": [
         *("--config", "method/moco", "--model.symmetric", "true", "--model.queue_size", "200"),
         *(*QUICKSTART, *CONV, *PROJECTOR),
     ],
-    "moco_v3": ["--config", "method/moco_v3", "--model.lr", "0.1", *QUICKSTART, *CONV, *PROJECTOR],
+    "moco_v3": ["--config", "method/moco_v3", *SLOW, *QUICKSTART, *CONV, *PROJECTOR],
     "mae": ["--config", "method/mae", *QUICKSTART, *VIT, *DECODER],
     "mae_convnet": ["--config", "method/mae", "--model.mask_fill", "noise", *QUICKSTART, *CONV, *NARROW],
     "mcl": ["--config", "method/mcl", *QUICKSTART, *VIT, *PROJECTOR],
