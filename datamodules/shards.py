@@ -20,8 +20,13 @@ def expand(root: Path, patterns: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: some are not there.
         ImportError: webdataset is not installed.
+        ValueError: braces that are not closed.
     """
-    names = [name for pattern in patterns for name in _webdataset("shardlists").expand_urls(pattern)]
+    expand_urls = _webdataset("shardlists").expand_urls
+    try:
+        names = [name for pattern in patterns for name in expand_urls(pattern)]
+    except ValueError as error:
+        raise ValueError(f"shards must be names or brace patterns, got {list(patterns)!r}: {error}") from error
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise FileNotFoundError(

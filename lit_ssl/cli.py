@@ -165,6 +165,8 @@ class CLI(LightningCLI):
             value = config.trainer[name]
             if value is not None and value < 1:
                 raise UserError(f"--trainer.{name} must be an integer of at least 1, got {value}")
+        if self.config.subcommand == "fit" and config.trainer.limit_train_batches == 0:
+            raise UserError("--trainer.limit_train_batches 0 leaves nothing to train on; give more than 0")
         devices, cores = str(config.trainer.devices), os.cpu_count() or 1
         if config.trainer.accelerator == "cpu" and devices.isdecimal() and int(devices) > 4 * cores:
             raise UserError(f"--trainer.devices {devices}: that many processes would choke the {cores} cores there are")

@@ -359,7 +359,7 @@ class SSLModule(NotesArguments, LightningModule):
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         warmup = self.warmup_epochs * math.ceil(steps_per_epoch) if math.isfinite(steps_per_epoch) else 0
         steps = int(min(warmup, total / 5))
-        if steps < int(warmup):
+        if steps < int(warmup) and self._planned is None:
             rank_zero_info(
                 f"warm-up takes {steps:,} of {int(total):,} steps, a fifth of this short run, in place of the "
                 f"{int(warmup):,} of warmup_epochs={self.warmup_epochs:g}"

@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["ImageSpec"]
 
+_LONGEST = 32_768  # an image of more would be a mistake in the units
+
 
 @dataclass(frozen=True, init=False)
 class ImageSpec:
@@ -21,8 +23,8 @@ class ImageSpec:
         std: one positive value per channel, in [0, 1] pixel units; default 0.5 for each channel.
 
     Raises:
-        ValueError: a size or channel count below 1, a statistic that is not finite, a standard deviation that is not
-            positive, or a number of statistics that differs from ``channels``.
+        ValueError: a size or channel count below 1, a side of more than 32,768 pixels, a statistic that is not finite, a
+            standard deviation that is not positive, or a number of statistics that differs from ``channels``.
     """
 
     size: tuple[int, int]
@@ -40,6 +42,8 @@ class ImageSpec:
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides):
             raise ValueError(f"size must be one or two integers of at least 1, got {size!r}")
+        if max(sides) > _LONGEST:
+            raise ValueError(f"size must be at most {_LONGEST:,} pixels a side, got {size!r}")
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f"channels must be an integer of at least 1, got {channels!r}")
         object.__setattr__(self, "size", sides)
