@@ -23,8 +23,8 @@ class ImageSpec:
         std: one positive value per channel, in [0, 1] pixel units; default 0.5 for each channel.
 
     Raises:
-        ValueError: a size or channel count below 1, a side of more than 32,768 pixels, a statistic that is not finite, a
-            standard deviation that is not positive, or a number of statistics that differs from ``channels``.
+        ValueError: a size or channel count below 1, a side of more than 32,768 pixels, a statistic that is not finite,
+            a standard deviation that is not positive, or a number of statistics that differs from ``channels``.
     """
 
     size: tuple[int, int]
