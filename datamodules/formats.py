@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from PIL import Image, ImageFile, features
 
-from lit_ssl.printable import printable
+from lit_ssl.printable import printable_name
 
-__all__ = ["EXTENSIONS", "HEIF", "find_images", "left_out_line", "open_image"]
+__all__ = ["EXTENSIONS", "HEIF", "find_images", "left_out_line", "open_image", "split_folders"]
 
 # What Pillow decodes by itself. Not among them: formats that start another program (EPS), that hold other files or
 # several pictures (PSD, PDF), that any bytes may pass for (TGA), or icons.
@@ -47,6 +47,10 @@ def _heif() -> tuple[str, ...]:
     return ("HEIF",)
 
 
+def _endings() -> tuple[str, ...]:
+    return EXTENSIONS + (HEIF if _heif() else ())
+
+
 def open_image(file: str | os.PathLike[str] | BinaryIO) -> ImageFile.ImageFile:
     """An image of which no pixel has been decoded yet.
 
@@ -76,7 +80,7 @@ def find_images(root: Path, left_out: Counter[str] | None = None) -> list[str]:
         root: the folder.
         left_out: counts what is left out and not hidden, by its ending.
     """
-    endings = EXTENSIONS + (HEIF if _heif() else ())
+    endings = _endings()
 
     def walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
         real = os.path.realpath(folder)
@@ -86,10 +90,11 @@ def find_images(root: Path, left_out: Counter[str] | None = None) -> list[str]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                kind = _kind(entry)
+                if kind == "folder":
                     yield from walk(entry.path, f"{prefix}{entry.name}/", above | {real})
                     continue
-                regular = entry.is_file()
+                regular = kind == "file"
                 if regular and entry.name.lower().endswith(endings):
                     yield prefix + entry.name
                 elif left_out is not None:
@@ -97,6 +102,36 @@ def find_images(root: Path, left_out: Counter[str] | None = None) -> list[str]:
                     left_out[ending or "without an ending"] += 1
 
     return sorted(walk(str(root), "", frozenset()))
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
+    """What an entry of a folder is, links followed; the folder itself tells, at no cost, for all that is no link."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+    except OSError:  # a link that leads to itself, or to where nobody may look
+        return "other"
+
+
+def split_folders(root: Path, names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Sub-folders of ``root`` that are called by one of ``names`` in any case, and what else is there.
+
+    Args:
+        root: a folder; nothing is found where it is none.
+        names: in lower case. Of two folders that differ in case alone the one in lower case is taken.
+
+    Returns:
+        What each such folder is called, by name; other folders and images directly in ``root``, sorted.
+    """
+    if not root.is_dir():
+        return {}, []
+    with os.scandir(root) as there:
+        entries = [entry for entry in there if not entry.name.startswith(".")]
+    called = sorted(entry.name for entry in entries if entry.name.lower() in names and _kind(entry) == "folder")
+    found = {name.lower(): name for name in called}
+    if not found:
+        return {}, []
+    others = [e.name for e in entries if e.name.lower().endswith(_endings()) or _kind(e) == "folder"]
+    return found, sorted(set(others) - set(found.values()))
 
 
 def left_out_line(left_out: Counter[str]) -> str:
@@ -107,7 +142,7 @@ def left_out_line(left_out: Counter[str]) -> str:
     for ending, count in left_out.most_common(6):
         hint = " (pip install 'lit-ssl[heic]')" if ending in HEIF else ""
         hint = " (this Pillow cannot read it)" if ending == ".avif" else hint
-        parts.append(f"{count:,} {printable(ending)}{hint}")
+        parts.append(f"{count:,} {printable_name(ending)}{hint}")
     if len(left_out) > 6:
         parts.append("others")
     return f"left out: {', '.join(parts)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import os
 import warnings
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lit_ssl.printable import printable
+from lit_ssl.printable import printable_name
 from lit_ssl.views import Batch
 from lit_ssl.views.groups import Group
 
@@ -25,6 +26,18 @@ from .formats import open_image
 
 __all__ = ["CorruptImageError", "ImageFiles", "report_broken"]
 
+# None is of all that Pillow says of a file's content.
+_FAULTS_OF_A_FILE = {
+    None,
+    0,
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 _TOGETHER = 32  # files that are open at a time, whose crops are drawn in one go
 _WORKER_PREFIX = f"{__name__}.CorruptImageError: "
 
@@ -57,7 +70,12 @@ def report_broken(reasons: Sequence[str], count: int, max_corrupt: int, noun: st
             f"{'it' if len(reasons) == 1 else 'them'}, or allow more with --data.max_corrupt {max(10, 2 * count)}"
         )
     for place, reason in enumerate(reasons, count - len(reasons) + 1):
-        warnings.warn(f"skipped: {reason}; {place} of at most {max_corrupt}", stacklevel=3)
+        warnings.warn(f"skipped: {printable_name(reason)}; {place} of at most {max_corrupt}", stacklevel=3)
+
+
+def _is_of_the_file(error: Exception) -> bool:
+    """Whether the file, or its name, is to blame, and not the disk or the network."""
+    return getattr(error, "errno", None) in _FAULTS_OF_A_FILE
 
 
 class ImageFiles(Dataset[Batch]):
@@ -122,7 +140,7 @@ class ImageFiles(Dataset[Batch]):
 
     def name(self, i: int) -> str:
         """What messages call image ``i``."""
-        return printable(str(self.path(i)))
+        return printable_name(str(self.path(i)))
 
     def fault(self, i: int) -> str | None:
         """What is wrong with the file of image ``i``, by name; None if it can be decoded."""
@@ -130,6 +148,8 @@ class ImageFiles(Dataset[Batch]):
             with open_image(self.source(i)) as opened:
                 decode_opened(opened, self.size, self.channels)
         except Exception as error:  # Pillow raises nearly anything
+            if not _is_of_the_file(error):
+                raise
             return self._reason(i, error)
         return None
 
@@ -156,7 +176,7 @@ class ImageFiles(Dataset[Batch]):
 
     def _report(self, i: int, error: Exception) -> None:
         """Reports that image ``i`` cannot be decoded, if it is the file that is to blame."""
-        if getattr(error, "errno", None) and not isinstance(error, FileNotFoundError | PermissionError):
+        if not _is_of_the_file(error):
             raise error  # the disk or the network failed, not this file: another time it would be read
         if not self.root.is_dir():
             raise FileNotFoundError(

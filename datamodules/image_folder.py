@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lit_ssl.checks import check_folder
-from lit_ssl.printable import printable
+from lit_ssl.printable import printable_name
 from lit_ssl.views import View
 
 from .decoded import HELD_OUT_NAMES, DecodedImages, held_out
-from .formats import EXTENSIONS, find_images, left_out_line
+from .formats import EXTENSIONS, find_images, left_out_line, split_folders
 from .image_files import ImageFiles
 
 __all__ = ["ImageFolder"]
@@ -102,6 +102,7 @@ class ImageFolder(DecodedImages):
         self.labels = labels
         self.val_root = None if val_root is None else check_folder("val_root", val_root)
         self._left_out: Counter[str] = Counter()
+        self._beside: list[str] = []  # what lies beside the folders of the splits, and is not used
 
     def load(self) -> None:
         train, val = self._splits()
@@ -121,10 +122,6 @@ class ImageFolder(DecodedImages):
 
     def _splits(self) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
         """Folder and paths of the images to train on, and of those held out."""
-        folders = {}
-        if self.root.is_dir():
-            folders = {path.name.lower(): path for path in sorted(self.root.iterdir(), reverse=True) if path.is_dir()}
-        train, val = folders.get("train"), next((folders[name] for name in HELD_OUT_NAMES if name in folders), None)
         if self.val_root is not None:
             if _below(self.root, self.val_root) is not None:
                 raise ValueError(f"val_root={str(self.val_root)!r} holds root={str(self.root)!r}: nothing is held out")
@@ -132,8 +129,13 @@ class ImageFolder(DecodedImages):
             rest = [path for path in self._found(self.root) if inside is None or not path.startswith(inside)]
             if not rest:
                 raise ValueError(f"val_root={str(self.val_root)!r} holds all images of root={str(self.root)!r}")
-            return (self.root, rest), (self.val_root, self._found(self.val_root))
-        if train is not None and val is not None:
+            return (self.root, rest), (self.val_root, self._found(self.val_root, listed=inside is not None))
+        folders, others = split_folders(self.root, ("train", *HELD_OUT_NAMES))
+        train = self.root / folders["train"] if "train" in folders else None
+        held = [folders[name] for name in HELD_OUT_NAMES if name in folders]
+        if train is not None and held:
+            val = self.root / held[0]
+            self._beside = sorted([*held[1:], *others])
             return (train, self._found(train)), (val, self._found(val))
         paths = self._found(self.root)
         chosen = held_out(paths, self.val_fraction)
@@ -143,12 +145,16 @@ class ImageFolder(DecodedImages):
         kept = [path[start:] for path in paths if path not in chosen]
         return (root, kept), (root, sorted(path[start:] for path in chosen))
 
-    def _found(self, root: Path) -> list[str]:
+    def _found(self, root: Path, *, listed: bool = False) -> list[str]:
+        """Paths of the images in a folder; what is left out is counted, unless a folder above was ``listed`` before."""
         if not root.is_dir():
             raise FileNotFoundError(f"no folder {root.absolute()}; say with --data.root where the images are")
-        paths = find_images(root, self._left_out)
+        left_out: Counter[str] = Counter()
+        paths = find_images(root, left_out)
+        if not listed:
+            self._left_out.update(left_out)
         if not paths:
-            there = left_out_line(self._left_out)
+            there = left_out_line(left_out)
             raise FileNotFoundError(
                 f"no images in {root.absolute()}; looked for files that end in {' '.join(EXTENSIONS)}"
                 f"{f'; {there}' if there else ''}"
@@ -159,8 +165,11 @@ class ImageFolder(DecodedImages):
         parts = [super().describe()]
         if self._left_out:
             parts.append(left_out_line(self._left_out))
+        if self._beside:
+            names = ", ".join(map(printable_name, self._beside[:6])) + (", …" if len(self._beside) > 6 else "")
+            parts.append(f"not used, beside the folders of the two splits: {names}")
         if self.class_names is not None and self.labels == "auto":
-            names = ", ".join(map(printable, self.class_names[:6])) + (", …" if len(self.class_names) > 6 else "")
+            names = ", ".join(map(printable_name, self.class_names[:6])) + (", …" if len(self.class_names) > 6 else "")
             parts.append(
                 f"{len(self.class_names)} classes from sub-folders: {names} (--data.labels none if they are no classes)"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["printable", "printable_name"]
 
 
 def printable(text: str) -> str:
@@ -18,3 +18,8 @@ def printable(text: str) -> str:
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def printable_name(text: str) -> str:
+    """As :func:`printable`, line breaks and tabs, too: a name that holds one would pass for another line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

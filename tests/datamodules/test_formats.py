@@ -12,7 +12,7 @@ from PIL import Image
 from lit_ssl.__main__ import main
 from lit_ssl.datamodules import ImageFolder, decode
 from lit_ssl.datamodules.formats import EXTENSIONS, find_images, left_out_line, open_image
-from lit_ssl.printable import printable
+from lit_ssl.printable import printable, printable_name
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -55,6 +55,27 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
         open_image(tmp_path / "pipe.png")
 
 
+def test_links_in_circles_are_no_images(tmp_path):
+    photos(tmp_path, 2)
+    (tmp_path / "x.png").symlink_to("x.png")
+    (tmp_path / "y").symlink_to("z")
+    (tmp_path / "z").symlink_to("y")
+    left_out = Counter()
+    assert find_images(tmp_path, left_out) == ["0.png", "1.png"]
+    assert left_out == {"no regular file": 3}
+
+
+def test_the_files_of_one_folder_are_not_looked_at_one_by_one(tmp_path, monkeypatch):
+    photos(tmp_path, 30)
+    looked = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, *args, **kwargs: looked.append(path) or stat(path, *args, **kwargs))
+    data = ImageFolder(tmp_path, image_size=16, batch_size=2, num_workers=0)
+    data.setup("fit")
+    assert len(data.train_set) == 27
+    assert not [path for path in looked if str(path).endswith(".png")]
+
+
 def test_a_bomb_is_a_broken_file_by_name(tmp_path):
     photos(tmp_path, 3)
     (tmp_path / "bomb.pgm").write_bytes(b"P5 100000 10000 255\n" + bytes(9))  # 10^9 pixels
@@ -78,6 +99,7 @@ def test_names_do_not_move_the_cursor():
     assert printable("a\x1b[2Jb\u202etxt.png") == "a\\x1b[2Jb\\u202etxt.png"
     assert printable("日本.png\n\tü") == "日本.png\n\tü"
     assert printable(os.fsdecode(b"\xff.png")).isascii()
+    assert printable_name("a\nlit-ssl: all is well\t.png") == "a\\nlit-ssl: all is well\\t.png"
 
 
 # Folders
@@ -113,6 +135,31 @@ def test_what_was_taken_is_said(tmp_path):
     )
     assert said.endswith(", … (--data.labels none if they are no classes)")
     assert "classes" not in classes(tmp_path, labels="none")[3]
+
+
+def test_of_two_folders_that_differ_in_case_the_one_in_lower_case_is_the_split(tmp_path):
+    for part, count in (("train", 4), ("Train", 7), ("val", 2)):
+        photos(tmp_path, count, folder=part)
+    assert classes(tmp_path)[1:3] == (4, 2)
+
+
+def test_what_lies_beside_the_splits_is_told(tmp_path):
+    for part in ("train", "val", "test", "other\nfolder"):
+        photos(tmp_path, 2, folder=part)
+    photos(tmp_path, 1)
+    (tmp_path / "notes.txt").write_text("")
+    said = classes(tmp_path)[3]
+    told = "not used, beside the folders of the two splits: 0.png, other\\nfolder, test"
+    assert said == f"2 images to train on, 2 held out; {told}"
+
+
+def test_what_a_held_out_folder_inside_leaves_out_counts_once(tmp_path):
+    photos(tmp_path, 6)
+    photos(tmp_path, 3, folder="held")
+    (tmp_path / "held" / "notes.txt").write_text("")
+    assert classes(tmp_path, val_root=tmp_path / "held")[3] == "6 images to train on, 3 held out; left out: 1 .txt"
+    other = photos(tmp_path / "apart", 4).parent
+    assert "1 .txt" in classes(tmp_path / "apart", val_root=other / "held")[3]
 
 
 def test_check_lists_every_broken_file_at_once(tmp_path, capsys):
