@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
+from lit_ssl.datamodules import ImageFiles
 from lit_ssl.distributed import gather, row_counts
 
 from .pictures import run_folder
@@ -29,8 +30,9 @@ class SaveEmbeddings(BasePredictionWriter):
     The file holds ``embedding`` float32 (N, D), ``index`` int64 (N,) and ``label`` int64 (N,), -1 for none. Rows that a
     sampler padded or repeated are left out. It is written aside and renamed: a file of that name is always whole.
 
-    Beside it, ``embeddings.csv`` has a line a row: ``row``, ``index``, ``label`` and ``name``, the file that the sample
-    came from, where the data set knows it.
+    Beside it, ``embeddings.csv`` has a line a row: ``row``, ``index``, ``label`` and ``name``, the path of the image
+    file (of a shard and a member of it) where images were decoded from files, else empty. It is in UTF-8, and names in
+    other bytes stand there as they are. It is replaced right before the embeddings.
 
     Args:
         output: path of the file; default ``embeddings.safetensors`` in the run's folder.
@@ -88,14 +90,15 @@ class SaveEmbeddings(BasePredictionWriter):
                     column.append(part.cpu())
         if trainer.is_global_zero:
             data: Any = getattr(trainer, "datamodule", None)
-            name_of = getattr(getattr(data, "val_set", None), "name", None)
+            files = getattr(data, "val_set", None)
+            path_of = files.path if isinstance(files, ImageFiles) else None
             embedding, index, label = (torch.cat(column) for column in columns)
-            self._write(path, embedding, index, label, name_of)
+            self._write(path, embedding, index, label, path_of)
         trainer.strategy.barrier("embeddings")
 
     @staticmethod
     def _write(
-        path: Path, embedding: Tensor, index: Tensor, label: Tensor, name_of: Callable[[int], str] | None = None
+        path: Path, embedding: Tensor, index: Tensor, label: Tensor, path_of: Callable[[int], Path] | None = None
     ) -> None:
         from safetensors.torch import save_file
 
@@ -114,11 +117,14 @@ class SaveEmbeddings(BasePredictionWriter):
         )
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(aside, path)
         rows = zip(index[keep].tolist(), label[order].tolist(), strict=True)
-        with open(aside, "w", encoding="utf-8", newline="") as file:
+        listed = path.with_name(path.name + ".csv.tmp")
+        with open(listed, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["row", "index", "label", "name"])
-            writer.writerows([row, i, given, name_of(i) if name_of else ""] for row, (i, given) in enumerate(rows))
-        os.replace(aside, path.with_suffix(".csv"))
+            writer.writerows([row, i, given, path_of(i) if path_of else ""] for row, (i, given) in enumerate(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(listed, path.with_suffix(".csv"))
+        os.replace(aside, path)
         print(f"{len(order):,} embeddings of length {embedding.shape[1]}: {path}", flush=True)

@@ -80,6 +80,7 @@ class DecodedImages(ImageDataModule):
         self.clean_images = clean_images
         self.val_fraction = val_fraction
         self.max_corrupt = max_corrupt
+        self.bad: list[str] = []  # what was left out while loading, and why
 
     def default_workers(self) -> int:
         local = self.trainer.num_devices if self.trainer is not None else 1

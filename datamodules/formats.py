@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, features
 
 from lit_ssl.printable import printable_name
 
-__all__ = ["EXTENSIONS", "HEIF", "find_images", "left_out_line", "open_image", "split_folders"]
+__all__ = ["EXTENSIONS", "HEIF", "endings", "find_images", "left_out_line", "open_image", "split_folders"]
 
 # What Pillow decodes by itself. Not among them: formats that start another program (EPS), that hold other files or
 # several pictures (PSD, PDF), that any bytes may pass for (TGA), or icons.
@@ -47,7 +47,8 @@ def _heif() -> tuple[str, ...]:
     return ("HEIF",)
 
 
-def _endings() -> tuple[str, ...]:
+def endings() -> tuple[str, ...]:
+    """Endings of the files that can be read here, in lower case: :data:`EXTENSIONS`, and :data:`HEIF` if installed."""
     return EXTENSIONS + (HEIF if _heif() else ())
 
 
@@ -55,19 +56,16 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> ImageFile.ImageFile:
     """An image of which no pixel has been decoded yet.
 
     Args:
-        file: its path, or the open file. What it is, its bytes say; formats are those of :data:`EXTENSIONS` alone.
+        file: its path, or the open file. What it is, its bytes say; formats are those of :data:`EXTENSIONS` alone, and
+            HEIC where ``pillow-heif`` is installed.
 
     Raises:
         OSError: it is no regular file (a pipe would block for ever), or none of these formats.
         PIL.Image.DecompressionBombError: it has more than 178,956,970 pixels, as Pillow has it.
     """
-    formats = _formats()
-    if isinstance(file, str | os.PathLike):
-        if not stat.S_ISREG(os.stat(file).st_mode):
-            raise OSError("it is no regular file")
-        if os.fspath(file).lower().endswith(HEIF):
-            formats = [*formats, *_heif()]
-    return Image.open(file, formats=formats)
+    if isinstance(file, str | os.PathLike) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError("it is no regular file")
+    return Image.open(file, formats=[*_formats(), *_heif()])
 
 
 def find_images(root: Path, left_out: Counter[str] | None = None) -> list[str]:
@@ -80,7 +78,7 @@ def find_images(root: Path, left_out: Counter[str] | None = None) -> list[str]:
         root: the folder.
         left_out: counts what is left out and not hidden, by its ending.
     """
-    endings = _endings()
+    readable = endings()
 
     def walk(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
         real = os.path.realpath(folder)
@@ -95,7 +93,7 @@ def find_images(root: Path, left_out: Counter[str] | None = None) -> list[str]:
                     yield from walk(entry.path, f"{prefix}{entry.name}/", above | {real})
                     continue
                 regular = kind == "file"
-                if regular and entry.name.lower().endswith(endings):
+                if regular and entry.name.lower().endswith(readable):
                     yield prefix + entry.name
                 elif left_out is not None:
                     ending = os.path.splitext(entry.name)[1].lower() if regular else "no regular file"
@@ -130,7 +128,7 @@ def split_folders(root: Path, names: Sequence[str]) -> tuple[dict[str, str], lis
     found = {name.lower(): name for name in called}
     if not found:
         return {}, []
-    others = [e.name for e in entries if e.name.lower().endswith(_endings()) or _kind(e) == "folder"]
+    others = [e.name for e in entries if e.name.lower().endswith(endings()) or _kind(e) == "folder"]
     return found, sorted(set(others) - set(found.values()))
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,7 +23,7 @@ from lit_ssl.views import Batch
 from lit_ssl.views.groups import Group
 
 from .decoding import CropPlan, Decoded, decode_opened, stacked
-from .formats import open_image
+from .formats import HEIF, endings, open_image
 
 __all__ = ["CorruptImageError", "ImageFiles", "report_broken"]
 
@@ -154,7 +155,14 @@ class ImageFiles(Dataset[Batch]):
         return None
 
     def _reason(self, i: int, error: Exception) -> str:
-        return f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})"
+        hint = ""
+        if (
+            isinstance(error, UnidentifiedImageError)
+            and self.name(i).lower().endswith(HEIF)
+            and HEIF[0] not in endings()
+        ):
+            hint = "; HEIC needs pip install 'lit-ssl[heic]'"
+        return f"{self.name(i)} cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())}{hint})"
 
     @property
     def corrupt(self) -> list[Path]:

@@ -139,6 +139,7 @@ class ImageFolder(DecodedImages):
             return (train, self._found(train)), (val, self._found(val))
         paths = self._found(self.root)
         chosen = held_out(paths, self.val_fraction)
+        self.held_out_by = f" (val_fraction {self.val_fraction:g})"
         root, start = self.root, 0
         if train is not None and all(path.startswith(f"{train.name}/") for path in paths):
             root, start = train, len(train.name) + 1  # its sub-folders are the classes

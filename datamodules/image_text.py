@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from lit_ssl.checks import check_folder
 from lit_ssl.views import Batch, View
 
 from .captions import Columns, Record, Strings, read_table, row_name
@@ -84,11 +85,11 @@ class ImageText(DecodedImages):
     on every machine, and adding images hardly changes it.
 
     **Shards** (extra ``webdataset``) are uncompressed tar files; a sample's members share a name up to the first dot:
-    ``0001.jpg``, ``0001.txt``. They are not streamed. Each is passed through once, when the run starts, and the place
-    of each image noted: about a second for 15,000 members. From then on images are read at random like files, so that
-    what this package promises holds for shards, too: a whole permutation of the samples in each epoch, the same order
-    on any number of processes and workers, and a resume in mid-epoch that reads nothing again. A stream shuffles within
-    a buffer, and its order depends on how many read it.
+    ``0001.jpg``, ``0001.txt``. They are not streamed. Every process of a run scans all of them whenever it starts, and
+    notes the place of each image: about a second for 15,000 members. From then on images are read at random like files,
+    so that what this package promises holds for shards, too: a whole permutation of the samples in each epoch, the same
+    order on any number of processes and workers, and a resume in mid-epoch that decodes no image again. A stream
+    shuffles within a buffer, and its order depends on how many read it.
 
     Training takes one of an image's captions for each sample and epoch, by key; evaluation the first. Images are
     decoded and cropped as those of :class:`~lit_ssl.datamodules.ImageFolder`.
@@ -168,6 +169,13 @@ class ImageText(DecodedImages):
                 raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
         self.shards, self.val_shards = _names("shards", shards), _names("val_shards", val_shards)
         captions = _names("caption_columns", caption_columns)
+        for name, paths in {
+            "table": [table] * bool(table),
+            "shards": self.shards,
+            "val_shards": self.val_shards,
+        }.items():
+            for path in paths:
+                check_folder(name, path)
         if self.shards:
             for name, value in {"table": table, "split_column": split_column}.items():
                 if value is not None:
@@ -205,6 +213,7 @@ class ImageText(DecodedImages):
         """Records to train on, those held out, and what their data sets need to know of where they come from."""
         path = self.root / self.table
         records, bad = read_table(path, self.columns)
+        self.bad = bad
         report_broken(bad, len(bad), self.max_corrupt, "row")
         return *self._split(records), {"table": row_name(path), "found": len(bad)}
 
@@ -212,9 +221,11 @@ class ImageText(DecodedImages):
         trained, apart = expand(self.root, self.shards), expand(self.root, self.val_shards)
         names = [*trained, *apart]
         records, bad = read_shards(self.root, names, self.columns)
+        self.bad = bad
         report_broken(bad, len(bad), self.max_corrupt, "sample")
-        train, val = self._split(records)
-        if apart:
+        if not apart:
+            train, val = self._split(records)
+        else:
             train = [record for record in records if record.place[0] < len(trained)]
             val = [record for record in records if record.place[0] >= len(trained)]
         return train, val, {"shards": names, "found": len(bad)}
@@ -233,6 +244,7 @@ class ImageText(DecodedImages):
             if val_split is not None:
                 return train, [record for record in records if record.split == val_split]
             records = train
+        self.held_out_by = f" (val_fraction {self.val_fraction:g})"
         chosen = held_out([record.image for record in records], self.val_fraction)
         sets: tuple[list[Record], list[Record]] = ([], [])
         for record in records:

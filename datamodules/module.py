@@ -63,6 +63,7 @@ class ImageDataModule(LightningDataModule):
     spec: ImageSpec
     native: ClassVar[ImageSpec | None] = None  # the spec of a data set whose images are all alike
     class_templates: Sequence[str] | None = None
+    held_out_by = ""  # what decided on the held-out images, for the line that each run begins with
     clean_images = True  # of a training batch, beside what loaders crop for views
 
     def __init__(
@@ -133,8 +134,8 @@ class ImageDataModule(LightningDataModule):
         """One line on what was found, which each run prints when it begins."""
         counts = [len(cast(Any, data)) if data is not None else 0 for data in (self.train_set, self.val_set)]
         found = getattr(self.train_set, "found", 0)
-        left = f", {found:,} rows left out" if found else ""
-        return f"{counts[0]:,} images to train on, {counts[1]:,} held out{left}"
+        left = f", {found:,} {'row' if found == 1 else 'rows'} left out" if found else ""
+        return f"{counts[0]:,} images to train on, {counts[1]:,} held out{self.held_out_by}{left}"
 
     def _training_set(self) -> Dataset[Batch]:
         if self.train_set is None:

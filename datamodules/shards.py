@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .captions import Columns, Record
-from .formats import EXTENSIONS
+from .formats import endings
 
 __all__ = ["expand", "read_shards"]
 
@@ -114,7 +114,7 @@ def _record(
         file.seek(member.offset_data)
         return file.read(member.size).decode().strip()
 
-    images = [kind for kind in members if f".{kind}" in EXTENSIONS] if columns.image is None else [columns.image]
+    images = [kind for kind in members if f".{kind}" in endings()] if columns.image is None else [columns.image]
     if not images or images[0] not in members:
         return f"no image among {', '.join(f'.{kind}' for kind in members)}"
     try:

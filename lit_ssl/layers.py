@@ -34,6 +34,10 @@ class Layer(ActionConfigFile):
             except FileNotFoundError as error:
                 raise UserError(str(error)) from None
             _check_file(values)
+        self.take(parser, cfg, values, option_string)
+
+    def take(self, parser: Any, cfg: Any, values: str, option_string: str | None) -> None:
+        """Apply a configuration string, or a file that is there."""
         super().__call__(parser, cfg, values, option_string)
 
 

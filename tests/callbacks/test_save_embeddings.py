@@ -1,9 +1,14 @@
+import csv
+import os
+
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ssl.callbacks import SaveEmbeddings
+from lit_ssl.datamodules import ImageFolder, ImageText
 
 
 def test_predict_writes_one_file_in_the_order_of_the_data(method, stripes, make_trainer, tmp_path, capsys):
@@ -51,3 +56,30 @@ def test_another_prediction_is_refused(method, stripes, make_trainer, monkeypatc
 def test_a_folder_is_no_output(tmp_path):
     with pytest.raises(ValueError, match="output must be the path of a file"):
         SaveEmbeddings(str(tmp_path))
+
+
+def test_each_row_has_the_path_of_its_file(method, make_trainer, tmp_path, spec):
+    names = ["b/plain.png", 'a/two\nlines, "quoted".png', "a/\u65e5\u672c.png", os.fsdecode(b"c/\xff.png")]
+    for name in names:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "photos" / name)
+    data = ImageFolder(tmp_path / "photos", 2, 0, image_size=16, channels=1, val_fraction=0.5)
+    make_trainer(callbacks=[SaveEmbeddings()]).predict(method(), datamodule=data, return_predictions=False)
+    found = load_file(tmp_path / "embeddings.safetensors")
+    with open(tmp_path / "embeddings.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == found["index"].tolist()
+    assert [row["name"] for row in rows] == [str(data.val_set.path(i)) for i in found["index"].tolist()]
+    assert len(rows) == 2
+
+
+def test_of_a_table_the_name_is_the_path_and_not_the_line(method, make_trainer, tmp_path):
+    for i in range(4):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{i}.png")
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(f"{i}.png,words\n" for i in range(4)))
+    data = ImageText(tmp_path, None, 2, 0, image_size=16, channels=1, val_fraction=0.5)
+    make_trainer(callbacks=[SaveEmbeddings()]).predict(method(), datamodule=data, return_predictions=False)
+    with open(tmp_path / "embeddings.csv", newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert len(names) == 2
+    assert set(names) < {str(tmp_path / f"{i}.png") for i in range(4)}

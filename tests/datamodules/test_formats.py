@@ -7,10 +7,10 @@ import warnings
 from collections import Counter
 
 import pytest
+import torch
 from PIL import Image
 
-from lit_ssl.__main__ import main
-from lit_ssl.datamodules import ImageFolder, decode
+from lit_ssl.datamodules import ImageFiles, ImageFolder, ImageText, decode, formats
 from lit_ssl.datamodules.formats import EXTENSIONS, find_images, left_out_line, open_image
 from lit_ssl.printable import printable, printable_name
 
@@ -95,6 +95,24 @@ def test_what_was_left_out_is_counted_by_ending():
         assert "3 .heic (pip install 'lit-ssl[heic]')" in left_out_line(found)
 
 
+def test_heic_without_its_decoder_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_heif", lambda: ())
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    files = ImageFiles(tmp_path, ["a.heic"], torch.zeros(1), size=8, channels=3)
+    assert files.fault(0).endswith("; HEIC needs pip install 'lit-ssl[heic]')")
+
+
+def test_heic_is_read_with_its_decoder(tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    photos(tmp_path, 3, "heic")
+    data = ImageFolder(tmp_path, image_size=16, batch_size=1, num_workers=0, val_fraction=0)
+    data.setup("fit")
+    assert sum(len(batch["image"]) for batch in data.train_dataloader()) == 3
+    (tmp_path / "b.heic").write_bytes(EPS)
+    with pytest.raises(Image.UnidentifiedImageError):
+        decode(tmp_path / "b.heic", 16, 3)
+
+
 def test_names_do_not_move_the_cursor():
     assert printable("a\x1b[2Jb\u202etxt.png") == "a\\x1b[2Jb\\u202etxt.png"
     assert printable("日本.png\n\tü") == "日本.png\n\tü"
@@ -131,7 +149,7 @@ def test_what_was_taken_is_said(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     said = classes(tmp_path)[3]
     assert said.startswith(
-        "29 images to train on, 3 held out; left out: 1 .txt; 8 classes from sub-folders: 2015, 2016"
+        "29 images to train on, 3 held out (val_fraction 0.1); left out: 1 .txt; 8 classes from sub-folders: 2015, 2016"
     )
     assert said.endswith(", … (--data.labels none if they are no classes)")
     assert "classes" not in classes(tmp_path, labels="none")[3]
@@ -162,23 +180,11 @@ def test_what_a_held_out_folder_inside_leaves_out_counts_once(tmp_path):
     assert "1 .txt" in classes(tmp_path / "apart", val_root=other / "held")[3]
 
 
-def test_check_lists_every_broken_file_at_once(tmp_path, capsys):
-    photos(tmp_path, 20)
-    for i in (3, 7, 11):
-        (tmp_path / f"{i}.png").write_bytes(b"no image")
-    args = ["check", "--config", "data/image_folder", "--data.root", str(tmp_path), "--data.image_size=16"]
-    assert main([*args, "--data.num_workers=1"]) == 2
-    said = capsys.readouterr().out.splitlines()
-    assert sum("cannot be decoded" in line for line in said) == 3
-    assert said[-1] == "3 broken"
-    for i in (3, 7, 11):
-        (tmp_path / f"{i}.png").unlink()
-    assert main([*args, "--data.num_workers=0"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "nothing is broken"
-    assert main(["check", "--config", "data/quickstart"]) == 0
-
-
 @pytest.mark.parametrize("url", ["s3://bucket/photos", "https://host/x", "s3:/bucket"])
 def test_a_url_is_no_folder(url):
+    for name in ("table", "shards", "val_shards"):
+        shards = {"shards": "a.tar"} if name == "val_shards" else {}
+        with pytest.raises(ValueError, match=f"{name} must be a path of this machine, got the URL '{url}'"):
+            ImageText("photos", **{**shards, name: url})
     with pytest.raises(ValueError, match=f"root must be a path of this machine, got the URL '{url}'"):
         ImageFolder(url)

@@ -67,3 +67,13 @@ def test_what_holds_nothing_is_told(folder):
     (folder / "captions.csv").write_text("image,caption,kind\npictures/00.png,a,\npictures/01.png,b,\n")
     with pytest.raises(ValueError, match="label_column='kind' is empty throughout"):
         loaded(folder, label_column="kind", val_fraction=0)
+
+
+@pytest.mark.parametrize("name", ["pictures/03.png/x.png", "y" * 300 + ".png", "loop.png"])
+def test_a_name_that_no_file_can_have_is_a_broken_row_and_no_failure_of_the_disk(folder, name):
+    (folder / "loop.png").symlink_to("loop.png")
+    spoil(folder, 5, f"{name},words,,5,train")
+    data = loaded(folder, max_corrupt=1, val_fraction=0)
+    with pytest.warns(UserWarning, match=r"captions\.csv line 7: .*cannot be decoded \(.*Error: "):
+        batch = whole(data.train_set)
+    assert len(batch["image"]) == len(data.train_set)
