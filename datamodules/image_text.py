@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,11 +170,9 @@ class ImageText(DecodedImages):
                 raise ValueError(f"{name} must be a string that is not empty, got {value!r}")
         self.shards, self.val_shards = _names("shards", shards), _names("val_shards", val_shards)
         captions = _names("caption_columns", caption_columns)
-        for name, paths in {
-            "table": [table] * bool(table),
-            "shards": self.shards,
-            "val_shards": self.val_shards,
-        }.items():
+        if table is not None:
+            check_folder("table", table)
+        for name, paths in {"shards": self.shards, "val_shards": self.val_shards}.items():
             for path in paths:
                 check_folder(name, path)
         if self.shards:
@@ -182,7 +181,7 @@ class ImageText(DecodedImages):
                     raise ValueError(f"{name} must be None where shards are given, got {value!r}")
         elif self.val_shards:
             raise ValueError(f"val_shards must be None where no shards are given, got {val_shards!r}")
-        self.table = table or "captions.csv"
+        self.table = os.path.expanduser(table or "captions.csv")
         self.columns = Columns(
             image=image_column if self.shards else image_column or "image",
             captions=captions or (("txt",) if self.shards else ("caption",)),

@@ -1,5 +1,6 @@
 """docs/bad_inputs.md is what this package says: each line of its tables is run, and its message compared."""
 
+import os
 import re
 import shlex
 import warnings
@@ -57,6 +58,19 @@ def make_files():
         noise(Path("split", f"{place}.png"))
     for folder in ("empty", "hollow/a", "hollow/b"):
         Path(folder).mkdir(parents=True)
+    Path("pipes").mkdir()
+    os.mkfifo("pipes/a.png")
+    Path("pipes/b.png").symlink_to("b.png")
+    hostile = {
+        "postscript/{}.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+        "bombs/{}.pgm": b"P5 100000 10000 255\n",
+        "escapes/{}\x1b[2J.png": b"no image",
+    }
+    for name, content in hostile.items():
+        for i in range(8):
+            path = Path(name.format(i))
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
     rows = [f"{i}.png,caption {i}" for i in range(8)]
     captions("captions.csv", rows)
     captions("renamed.csv", rows, "image,text")

@@ -188,3 +188,9 @@ def test_a_url_is_no_folder(url):
             ImageText("photos", **{**shards, name: url})
     with pytest.raises(ValueError, match=f"root must be a path of this machine, got the URL '{url}'"):
         ImageFolder(url)
+
+
+def test_the_home_folder_is_written_out(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert str(ImageFolder("~/photos", val_root="~/held").val_root) == "/home/someone/held"
+    assert ImageText("~/photos", table="~/captions.csv").table == "/home/someone/captions.csv"
