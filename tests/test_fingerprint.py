@@ -164,6 +164,18 @@ def test_names_of_what_may_differ_are_checked():
         ExactCheckpoint(allow=[3])
 
 
+def test_two_savers_in_folders_of_their_own(make_trainer, tmp_path):
+    savers = [ExactCheckpoint(tmp_path / name) for name in ("a", "b")]
+    method = SimCLR(backbone="mlp", projector_hidden=8, projector_dim=4, seed=0)
+    make_trainer(enable_checkpointing=True, callbacks=savers).fit(method, Data())
+    for name in ("a", "b"):
+        again = SimCLR(backbone="mlp", projector_hidden=8, projector_dim=4, seed=0)
+        moved = ExactCheckpoint(tmp_path / "c" / name)
+        trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[moved])
+        trainer.fit(again, Data(), ckpt_path=tmp_path / name / "last.ckpt")
+        assert trainer.global_step == 16
+
+
 # The lock
 
 
