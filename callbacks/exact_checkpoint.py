@@ -202,9 +202,7 @@ class ExactCheckpoint(ModelCheckpoint):
         self._pending_row = checkpoint.get("pending_row")
         states = checkpoint.get("callbacks", {})
         own = [key for key in states if str(key).startswith(type(self).__qualname__)]
-        if (
-            self.state_key not in states and len(own) == 1
-        ):  # the folder was moved, or not told apart yet
+        if self.state_key not in states and len(own) == 1:  # the folder was moved, or not told apart yet
             states[self.state_key] = states[own[0]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
