@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_ssl import ImageSpec, MoCo, SimCLR
+from lit_ssl import VAE, ImageSpec, MoCo, SimCLR
 from lit_ssl.callbacks import ExactCheckpoint, OnlineLinearProbe
 from lit_ssl.checkpoint import CheckpointError, WholeFileIO, load
 from lit_ssl.datamodules import ImageDataModule, ImageTensors
@@ -43,9 +43,12 @@ class Rates(Callback):
 
 @pytest.fixture
 def run(make_trainer, tmp_path):
-    def run(data=None, stop=None, allow=(), path="last", callbacks=(), trainer=None, kind=SimCLR, **method):
+    def run(
+        data=None, stop=None, allow=(), path="last", callbacks=(), trainer=None, kind=SimCLR, leave_out=(), **method
+    ):
         small = {"backbone": "mlp", "backbone_options": {"hidden": [8]}, "projector_hidden": 8, "projector_dim": 4}
-        method = kind(**{**small, "warmup_epochs": 0, "seed": 0, **method})
+        method = {**small, "warmup_epochs": 0, "seed": 0, **method}
+        method = kind(**{name: value for name, value in method.items() if name not in leave_out})
         watch = Rates(stop)
         saver = ExactCheckpoint(tmp_path / "run", every_n_train_steps=1, allow=allow)
         options = {"max_epochs": 2, "enable_checkpointing": True, **(trainer or {})}
@@ -154,6 +157,16 @@ def test_the_momentum_of_a_key_encoder_follows_the_samples_too(run, monkeypatch)
     run(stop=6, **moco)
     run(data=Data(batch_size=16), allow="batch_size", **moco)
     assert followed == pytest.approx([*(step / 16 for step in range(1, 7)), *(step / 8 for step in range(4, 9))])
+
+
+def test_the_warm_up_of_beta_follows_the_samples_too(run, monkeypatch):
+    shares, warmup = [], VAE._warmup
+    monkeypatch.setattr(VAE, "_warmup", lambda vae: shares.append(warmup(vae)) or shares[-1])
+    vae = {"kind": VAE, "kl_warmup_epochs": 2, "leave_out": ("projector_hidden", "projector_dim")}
+    run(stop=6, **vae)
+    run(data=Data(batch_size=16), allow="batch_size", **vae)
+    trained = [share for share in shares if share < 1]  # in an evaluation it is 1
+    assert trained == pytest.approx([*(step / 16 for step in range(6)), *(step / 8 for step in range(3, 8))])
 
 
 def test_the_peak_is_that_of_the_batch(run):
