@@ -241,7 +241,7 @@ class VAE(SSLModule):
         if not self.training or not self.kl_warmup_epochs or self._trainer is None:
             return 1.0
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        return min(1.0, self.global_step / (self.kl_warmup_epochs * steps))
+        return min(1.0, self.steps_seen / (self.kl_warmup_epochs * steps))
 
     def on_train_start(self) -> None:
         if self.kl_warmup_epochs and not math.isfinite(self.trainer.num_training_batches):
