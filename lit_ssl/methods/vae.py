@@ -244,6 +244,7 @@ class VAE(SSLModule):
         return min(1.0, self.steps_seen / (self.kl_warmup_epochs * steps))
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if self.kl_warmup_epochs and not math.isfinite(self.trainer.num_training_batches):
             raise ValueError(
                 f"kl_warmup_epochs must be 0 for data of unknown length, got {self.kl_warmup_epochs!r}; "
