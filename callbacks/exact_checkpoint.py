@@ -78,6 +78,7 @@ class ExactCheckpoint(ModelCheckpoint):
         allow: str | Sequence[str] = (),
     ) -> None:
         self.allow = as_names(allow)
+        self._given_dirpath = None if dirpath is None else str(dirpath)
         alone = filename is None and monitor is None and save_top_k == 1
         super().__init__(
             dirpath if dirpath is None or "://" in str(dirpath) else Path(dirpath).expanduser(),
@@ -99,6 +100,11 @@ class ExactCheckpoint(ModelCheckpoint):
         self._row: dict[str, Any] | None = None  # of metrics, logged right behind the save that is being made
         self._pending_row: dict[str, Any] | None = None  # that of the checkpoint which was loaded
         self._found: str | None = None  # by this rank, for ckpt_path="last"; empty where there is none
+
+    @property
+    def state_key(self) -> str:
+        """Several of a run, in folders of their own, are told apart."""
+        return super().state_key + (f"{{'dirpath': {self._given_dirpath!r}}}" if self._given_dirpath else "")
 
     def save_soon(self) -> None:
         """Make a save due, at the next instant that allows an exact one; for signals and schedulers."""
@@ -194,6 +200,10 @@ class ExactCheckpoint(ModelCheckpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._pending_row = checkpoint.get("pending_row")
+        states = checkpoint.get("callbacks", {})
+        own = [key for key in states if str(key).startswith(type(self).__qualname__)]
+        if self.state_key not in states and len(own) == 1:  # the folder was moved, or not told apart yet
+            states[self.state_key] = states[own[0]]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_time_checked = time.monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Union, get_args
 
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -245,6 +245,10 @@ class CLI(LightningCLI):
             "progress": config.get("enable_progress_bar") is False,
         }
         own = [config["callbacks"]] if not isinstance(config.get("callbacks"), list) else config["callbacks"]
+        for other in own:
+            if isinstance(other, ModelCheckpoint) and not isinstance(other, ExactCheckpoint):
+                # What it saves is from any instant: ``--ckpt_path last`` goes on from what ExactCheckpoint saved.
+                other._find_last_checkpoints = lambda trainer: set()  # type: ignore[method-assign]
         off["progress"] |= any(isinstance(callback, ProgressBar) for callback in own)
         if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in own):
             kwargs["callbacks"] = [*(callback for callback in own if callback is not None), NetworkSummary()]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lit_ssl.checkpoint import CheckpointError
 from lit_ssl.random import resolve_seed
 
-__all__ = ["allowed_changes", "as_names", "compare", "fingerprint", "resumed_step", "warn_of_lost_states"]
+__all__ = ["allowed_changes", "as_names", "compare", "fingerprint", "warn_of_lost_states"]
 
 # Arguments of a method that leave the numbers as they are, but for rounding, or that count only where a run begins.
 _FREE = {"compile", "gradient_checkpointing", "channels_last", "chunk_size"}
@@ -123,29 +123,6 @@ def _batch(values: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = repr(value) if not isinstance(value, str) else value
     return text if len(text) <= 100 else f"{text[:100]}…"
-
-
-def resumed_step(trainer: Any, before: Any, now: Mapping[str, Any], checkpoint: dict[str, Any]) -> float:
-    """Where a run stands that goes on with another batch, in steps of its own: by the samples that it has seen.
-
-    The place in the epoch is moved accordingly, in the checkpoint that Lightning is about to restore, so that what is
-    left of the epoch is what has not been seen, up to one batch.
-    """
-    step = int(checkpoint.get("global_step", 0))
-    if not isinstance(before, Mapping):
-        return step
-    old, old_steps, new, new_steps = (
-        value if isinstance(value, int) else 0
-        for values in (before, now)
-        for value in (values.get("step_batch"), values.get("accumulate_grad_batches"))
-    )
-    if min(old, old_steps, new, new_steps) < 1:
-        return step
-    if old != new:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        ready = progress["ready"]  # the others may be one behind, as Lightning expects
-        progress.update({name: int(ready * old / new) - (ready - value) for name, value in progress.items()})
-    return step * old * old_steps / (new * new_steps)
 
 
 def as_names(value: str | Sequence[str]) -> list[str]:

@@ -115,12 +115,17 @@ class RunRecord(SaveConfigCallback):
     embedding length, backbone) and ``data_summary`` (class, image shape, statistics, number of images and classes).
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":  # a fit may still be refused, and must leave the record of the run before as it is
+            super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         self._log(trainer, {"config": config})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Networks are built by now."""
+        """Networks are built by now, and a checkpoint to go on from is that of this run."""
+        super().setup(trainer, pl_module, "fit")
         if trainer.is_global_zero:
             summary = {"model_summary": _model(pl_module), "data_summary": _data(trainer)}
             self._log(trainer, summary)

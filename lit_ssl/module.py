@@ -23,10 +23,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_ssl.checkpoint import load
 from lit_ssl.checks import check_choice, check_flag, check_number, check_options, check_positive
 from lit_ssl.distributed import all_reduce_sum, rank, world_size
-from lit_ssl.fingerprint import compare, fingerprint, resumed_step, warn_of_lost_states
+from lit_ssl.fingerprint import compare, fingerprint, warn_of_lost_states
 from lit_ssl.hyperparameters import NotesArguments, split_plain, views_from
 from lit_ssl.networks import build_backbone, is_vit, load_backbone, synchronize_batchnorm
 from lit_ssl.optim import SCHEDULES, build_optimizer, scaled_lr, warmup_cosine
+from lit_ssl.progress import run_length, steps_ahead
 from lit_ssl.random import isolated, resolve_seed
 from lit_ssl.rebuild import saved_method
 from lit_ssl.sharding import shard
@@ -151,7 +152,7 @@ class SSLModule(NotesArguments, LightningModule):
         self._maker = secrets.token_hex(8)  # tells this very object's checkpoints from those of other runs
         self._changes: list[dict[str, Any]] = []
         self._planned: tuple[float, dict[str, Any]] | None = None  # what configure_optimizers took
-        self._resumed_at: tuple[int, float] = (0, 0.0)
+        self._ahead = 0.0  # see lit_ssl.progress
 
     def _save_arguments(self) -> None:
         """Everything that is a plain value goes to the hyper-parameters; of modules and callables, what they are."""
@@ -347,7 +348,7 @@ class SSLModule(NotesArguments, LightningModule):
 
     def _plan(self) -> tuple[float, dict[str, Any]]:
         """The peak of the learning rate, and the arguments of its course, for the loader and trainer as they are."""
-        total = self.trainer.estimated_stepping_batches
+        total = self.steps_planned
         if total == 0:
             raise ValueError(
                 "the training loader has no batch: no images, fewer than a batch with drop_last=True, or a limit of 0 "
@@ -366,11 +367,21 @@ class SSLModule(NotesArguments, LightningModule):
             )
         return peak, {
             "warmup_steps": steps,
-            "total_steps": int(total) if math.isfinite(total) else None,
+            "total_steps": math.ceil(total) if math.isfinite(total) else None,
             "schedule": self.schedule,
             "final": self.final_lr / float(self.hparams.get("lr", 0.0) or 1.0),
-            "ahead": self._resumed_at[1] - self._resumed_at[0],
+            "ahead": self._ahead,
         }
+
+    @property
+    def steps_seen(self) -> float:
+        """Optimizer steps of the run so far, as if all had been made with the batch of now."""
+        return self.global_step + self._ahead
+
+    @property
+    def steps_planned(self) -> float:
+        """Those of the whole run, counted alike; infinite where it has no end. Needs a trainer."""
+        return run_length(self.trainer, self._ahead)
 
     def _global_batch(self) -> int:
         size = getattr(self.trainer.train_dataloader, "batch_size", None)
@@ -441,10 +452,7 @@ class SSLModule(NotesArguments, LightningModule):
         warn_of_lost_states(self.trainer, checkpoint)
         self._made_of = fingerprint(self.trainer, self)
         self._changes = [*checkpoint.get("changes", []), *compare(self.trainer, self._made_of, checkpoint)]
-        self._resumed_at = (
-            int(checkpoint.get("global_step", 0)),
-            resumed_step(self.trainer, checkpoint.get("fingerprint"), self._made_of, checkpoint),
-        )
+        self._ahead = steps_ahead(checkpoint.get("fingerprint"), self._made_of, checkpoint)
         for scheduler in checkpoint.get("lr_schedulers", []):
             scheduler.pop("base_lrs", None)  # the peak is this run's, which a batch that was let differ changes
 
@@ -467,6 +475,7 @@ class SSLModule(NotesArguments, LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._made_of = self._made_of or fingerprint(self.trainer, self)
             checkpoint |= {"fingerprint": self._made_of, "changes": self._changes, "maker": self._maker}
+            checkpoint["ahead"] = self._ahead
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint["given"] = dict(self._not_plain)
         arguments = dict(checkpoint.get("hyper_parameters") or self.hparams)

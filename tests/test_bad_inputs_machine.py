@@ -132,6 +132,7 @@ def worker_lost(signal_name):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
+        (OSError(30, "Read-only file system", "runs"), "the file system is read-only ("),
         (worker_lost("Killed"), "a data-loading process (pid 77) was killed from outside"),
         (worker_lost("Bus error"), "/dev/shm, through which data-loading processes hand over batches, is full"),
         (

@@ -162,6 +162,21 @@ def test_a_damaged_file_is_refused_and_the_one_before_it_named(tmp_path):
         load(last)
 
 
+def test_what_is_no_file_is_passed_over(tmp_path):
+    for generation in (1, 2):
+        saved(tmp_path / "last.ckpt", generation)
+    last, before = tmp_path / "last.ckpt", tmp_path / "last-previous.ckpt"
+    for make in (last.mkdir, lambda: last.symlink_to(tmp_path / "nowhere"), lambda: os.mkfifo(last)):
+        last.unlink(missing_ok=True)
+        make()
+        newest, damaged = newest_whole([last, before])
+        assert value(newest) == 1
+        assert list(damaged) == [last]
+        clean(tmp_path)
+        assert not os.path.lexists(last)
+        assert value(before) == 1
+
+
 class Call:
     def __reduce__(self):
         return os.mkdir, ("was-run",)

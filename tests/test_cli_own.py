@@ -70,6 +70,16 @@ def test_another_progress_bar_takes_the_place_of_ours(tmp_path):
     assert main([*flags, "--trainer.callbacks+=RichProgressBar", "--trainer.fast_dev_run=true"]) == 0
 
 
+def test_a_saver_of_the_users_own_does_not_decide_where_a_run_goes_on(tmp_path):
+    own = '--trainer.callbacks+={"class_path": "ModelCheckpoint", "init_args": {"save_last": true, "dirpath": "own"}}'
+    assert main([*FIT, own]) == 0
+    assert (tmp_path / "own" / "last.ckpt").is_file()
+    found = tmp_path / "runs" / "simclr-quickstart" / "version_0" / "checkpoints" / "last.ckpt"
+    (tmp_path / "own" / "last.ckpt").write_bytes(b"what a run must not go on from")
+    assert main([*FIT, own, "--ckpt_path=last", "--trainer.max_epochs=2"]) == 0
+    assert torch.load(found, weights_only=True)["global_step"] == 6
+
+
 def test_validation_may_be_due_by_time():
     assert main([*FIT, "--trainer.val_check_interval", "00:00:05:00"]) == 0
 

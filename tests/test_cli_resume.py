@@ -74,6 +74,24 @@ def test_a_damaged_last_falls_back_and_is_told_of_when_named(capsys):
     assert all(torch.equal(weight, state[name]) for name, weight in load(last())["state_dict"].items())
 
 
+def records():
+    folder = last().parents[1]
+    return {name: (folder / name).read_bytes() for name in ("config.yaml", "hparams.yaml", "metrics.csv")}
+
+
+def test_what_is_refused_leaves_the_record_of_the_run_as_it_was(capsys):
+    assert main(FIT) == 0
+    before = records()
+    assert main([*FIT, "--ckpt_path=last", "--model.lr=0.01"]) == 2
+    assert "lr was 0.3, now it is 0.01" in capsys.readouterr().err
+    assert records() == before
+    assert main([*FIT, "--ckpt_path=last", "--model.lr=0.01", "--resume.allow=lr", "--trainer.max_epochs=3"]) == 0
+    after = records()
+    assert b"lr: 0.01" in after["config.yaml"]
+    assert b"lr: 0.01" in after["hparams.yaml"]
+    assert load(last())["changes"] == [{"step": 6, "key": "lr", "was": 0.3, "is": 0.01}]
+
+
 def test_last_is_for_fit(capsys):
     assert main(["validate", "--config", "quickstart", "--ckpt_path=last"]) == 2
     assert "--ckpt_path last is for fit; give validate a file" in capsys.readouterr().err

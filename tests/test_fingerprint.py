@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_ssl import ImageSpec, SimCLR
+from lit_ssl import VAE, ImageSpec, MoCo, SimCLR
 from lit_ssl.callbacks import ExactCheckpoint, OnlineLinearProbe
 from lit_ssl.checkpoint import CheckpointError, WholeFileIO, load
 from lit_ssl.datamodules import ImageDataModule, ImageTensors
+from lit_ssl.networks.follower import Follower
 from lit_ssl.optim import warmup_cosine
 from lit_ssl.run_lock import RunLock
 from lit_ssl.views import SimCLRViews
@@ -42,9 +43,12 @@ class Rates(Callback):
 
 @pytest.fixture
 def run(make_trainer, tmp_path):
-    def run(data=None, stop=None, allow=(), path="last", callbacks=(), trainer=None, **method):
+    def run(
+        data=None, stop=None, allow=(), path="last", callbacks=(), trainer=None, kind=SimCLR, leave_out=(), **method
+    ):
         small = {"backbone": "mlp", "backbone_options": {"hidden": [8]}, "projector_hidden": 8, "projector_dim": 4}
-        method = SimCLR(**{**small, "warmup_epochs": 0, "seed": 0, **method})
+        method = {**small, "warmup_epochs": 0, "seed": 0, **method}
+        method = kind(**{name: value for name, value in method.items() if name not in leave_out})
         watch = Rates(stop)
         saver = ExactCheckpoint(tmp_path / "run", every_n_train_steps=1, allow=allow)
         options = {"max_epochs": 2, "enable_checkpointing": True, **(trainer or {})}
@@ -114,10 +118,55 @@ def test_with_another_batch_the_rate_follows_the_share_of_samples_seen(run, size
     after, _ = run(data=Data(batch_size=size), allow=["batch_size"], lr_scaling="none")
     steps = 2 * 64 // size
     assert len(after) == steps - 6 * 8 // size  # what was seen is not seen again
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
-    curve = warmup_cosine(optimizer, warmup_steps=0, total_steps=steps).lr_lambdas[0]
-    assert after == pytest.approx([0.3 * curve(step) for step in range(6 * 8 // size, steps)])
+    assert after == pytest.approx([0.3 * course(steps)(step) for step in range(6 * 8 // size, steps)])
     assert before[0] == pytest.approx(0.3)
+
+
+def course(total):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    return warmup_cosine(optimizer, warmup_steps=0, total_steps=total).lr_lambdas[0]
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_run_with_another_batch_keeps_its_place_through_the_next_kills(run, size):
+    four = {"trainer": {"max_epochs": 4}, "lr_scaling": "none"}
+    run(stop=12, **four)
+    place, total = 12 * 8 // size, 4 * 64 // size
+    for more in (3, 2):  # steps until it is killed again
+        after, _ = run(data=Data(batch_size=size), stop=12 + place - 12 * 8 // size + more, allow="batch_size", **four)
+        assert after == pytest.approx([0.3 * course(total)(step) for step in range(place, place + more)])
+        place += more
+    after, _ = run(data=Data(batch_size=size), **four)  # with the batch that it has by now nothing is to be allowed
+    assert after == pytest.approx([0.3 * course(total)(step) for step in range(place, total)])
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_run_of_so_many_steps_with_another_batch_ends_at_the_last_of_them(run, size):
+    steps = {"trainer": {"max_steps": 16, "max_epochs": -1}, "lr_scaling": "none"}
+    run(stop=6, **steps)
+    after, trainer = run(data=Data(batch_size=size), allow="batch_size", **steps)
+    place = 6 * 8 // size
+    assert trainer.global_step == 16
+    assert after == pytest.approx([0.3 * course(place + 10)(step) for step in range(place, place + 10)])
+
+
+def test_the_momentum_of_a_key_encoder_follows_the_samples_too(run, monkeypatch):
+    followed = []
+    monkeypatch.setattr(Follower, "follow", lambda follower, step, total: followed.append(step / total))
+    moco = {"kind": MoCo, "momentum_schedule": "cosine", "queue_size": 0}
+    run(stop=6, **moco)
+    run(data=Data(batch_size=16), allow="batch_size", **moco)
+    assert followed == pytest.approx([*(step / 16 for step in range(1, 7)), *(step / 8 for step in range(4, 9))])
+
+
+def test_the_warm_up_of_beta_follows_the_samples_too(run, monkeypatch):
+    shares, warmup = [], VAE._warmup
+    monkeypatch.setattr(VAE, "_warmup", lambda vae: shares.append(warmup(vae)) or shares[-1])
+    vae = {"kind": VAE, "kl_warmup_epochs": 2, "leave_out": ("projector_hidden", "projector_dim")}
+    run(stop=6, **vae)
+    run(data=Data(batch_size=16), allow="batch_size", **vae)
+    trained = [share for share in shares if share < 1]  # in an evaluation it is 1
+    assert trained == pytest.approx([*(step / 16 for step in range(6)), *(step / 8 for step in range(3, 8))])
 
 
 def test_the_peak_is_that_of_the_batch(run):
@@ -162,6 +211,18 @@ def test_a_new_run_keeps_off_the_weights_of_an_older_one(run, tmp_path):
 def test_names_of_what_may_differ_are_checked():
     with pytest.raises(ValueError, match=r"allow must be names of arguments, got \[3\]"):
         ExactCheckpoint(allow=[3])
+
+
+def test_two_savers_in_folders_of_their_own(make_trainer, tmp_path):
+    savers = [ExactCheckpoint(tmp_path / name) for name in ("a", "b")]
+    method = SimCLR(backbone="mlp", projector_hidden=8, projector_dim=4, seed=0)
+    make_trainer(enable_checkpointing=True, callbacks=savers).fit(method, Data())
+    for name in ("a", "b"):
+        again = SimCLR(backbone="mlp", projector_hidden=8, projector_dim=4, seed=0)
+        moved = ExactCheckpoint(tmp_path / "c" / name)
+        trainer = make_trainer(max_epochs=2, enable_checkpointing=True, callbacks=[moved])
+        trainer.fit(again, Data(), ckpt_path=tmp_path / name / "last.ckpt")
+        assert trainer.global_step == 16
 
 
 # The lock

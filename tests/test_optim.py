@@ -346,3 +346,19 @@ def test_every_optimizer_of_timm_trains_or_is_refused_by_name(name):
     after = list(network.parameters())
     assert all(bool(p.isfinite().all()) for p in after)
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "share"), [(torch.bfloat16, 256), (torch.float16, 2048)])
+def test_weights_too_short_for_small_updates_are_told(dtype, share, caplog):
+    weight = nn.Parameter(torch.ones(4, dtype=dtype))
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        optimizer = build_optimizer([("weight", weight)], name="sgd", lr=1.0, options={"momentum": 0})
+    assert f"below 1/{share} of a weight is lost" in caplog.text
+    weight.grad = torch.full_like(weight, 0.99 / share)  # upwards, where numbers are twice as far apart as below 1
+    weight.grad.neg_()
+    optimizer.step()
+    assert (weight == 1).all()
+    caplog.clear()
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        build_optimizer([("weight", nn.Parameter(torch.ones(4)))], name="sgd", lr=1.0)
+    assert not caplog.text

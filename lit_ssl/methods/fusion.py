@@ -62,7 +62,8 @@ class Fusion(SSLModule):
         decoder, decoder_dim, decoder_depth, decoder_heads, decoder_width, decoder_hidden: as in :class:`~lit_ssl.MAE`.
         mask_patch, mask_fill: of backbones that are no ViT, as in :class:`~lit_ssl.MAE`.
         backbone: default ``vit_small_patch16_224``, whose patches fit themselves to small images.
-        backbone_options: default ``{"global_pool": "avg"}`` for that one: a code is the mean of the visible tokens.
+        backbone_options: default ``{"global_pool": "avg"}`` for that one: a code is the mean of the visible
+            patches' tokens; with ``pool_include_prefix`` (layer ``method/fusion``) the class token is among them (CAN).
         views: default :class:`~lit_ssl.views.SimCLRViews`, two.
         optimizer, lr, weight_decay, warmup_epochs: default AdamW at 2.5e-4 per 256 images with 0.05, after 40 epochs of
             warm-up.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_ssl.checks import check_choice, check_flag, check_integer, check_share
@@ -126,12 +125,6 @@ class MAE(SSLModule):
         self.visible = visible_tokens(self.grid.tokens, self.mask_ratio)
         self.normalized_target = self.norm_pix and self.grid.patch != (1, 1)
         self.decoder = build_patch_decoder(self.backbone, self.spec, self.grid, **self.decoder_arguments)
-        encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (self.backbone, self.decoder))
-        if decoder > encoder:
-            rank_zero_info(
-                f"the decoder has {decoder:,} parameters, the encoder {encoder:,}: a narrower one (decoder_dim, "
-                "decoder_depth) costs less, as method/mae_small has it"
-            )
 
     def loss(self, batch: Batch) -> Losses:
         x = self.normalize(batch["views"][0])  # (B, C, H, W)

@@ -153,4 +153,4 @@ class MoCo(SSLModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The key encoder follows right behind the optimizer, so that a checkpoint holds both after the same step."""
         super().optimizer_step(*args, **kwargs)
-        self.follower.follow(self.trainer.global_step + 1, self.trainer.estimated_stepping_batches)
+        self.follower.follow(self.steps_seen + 1, self.steps_planned)

@@ -63,8 +63,8 @@ class VAE(SSLModule):
         **kwargs: of :class:`~lit_ssl.module.SSLModule`.
 
     Raises:
-        ValueError: an argument outside its range, or one that does not go with the likelihood; when the networks are
-            built, ``binarize`` on images of several channels.
+        ValueError: an argument outside its range, or one that does not go with the likelihood; when training begins,
+            ``binarize`` on images of several channels.
     """
 
     view_count = 1
@@ -130,12 +130,6 @@ class VAE(SSLModule):
 
     def build_heads(self) -> None:
         assert self.spec is not None
-        if self.binarize != "none" and self.spec.channels > 1:
-            raise ValueError(
-                f"binarize={self.binarize!r} would turn images of {self.spec.channels} channels into black and white "
-                "in each of them: for colour take likelihood='gaussian' and binarize='none' "
-                "(--model.likelihood gaussian --model.binarize none)"
-            )
         features: int = self.backbone.num_features  # type: ignore[assignment]
         # The code of an MLP is linear, and two linear maps in a row would be one.
         self.activation = nn.ReLU() if isinstance(self.backbone, MLP) else nn.Identity()
@@ -211,6 +205,17 @@ class VAE(SSLModule):
 
     # Training
 
+    def on_fit_start(self) -> None:
+        """Colour is not binarised: refused in training alone, so that a model that was trained so still loads."""
+        super().on_fit_start()
+        assert self.spec is not None
+        if self.binarize != "none" and self.spec.channels > 1:
+            raise ValueError(
+                f"binarize={self.binarize!r} would turn images of {self.spec.channels} channels into black and white "
+                "in each of them: for colour take likelihood='gaussian' and binarize='none' "
+                "(--model.likelihood gaussian --model.binarize none)"
+            )
+
     def loss(self, batch: Batch) -> Losses:
         (view,) = batch["views"]
         key = batch["key"].to(view.device, non_blocking=True)
@@ -236,9 +241,10 @@ class VAE(SSLModule):
         if not self.training or not self.kl_warmup_epochs or self._trainer is None:
             return 1.0
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        return min(1.0, self.global_step / (self.kl_warmup_epochs * steps))
+        return min(1.0, self.steps_seen / (self.kl_warmup_epochs * steps))
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if self.kl_warmup_epochs and not math.isfinite(self.trainer.num_training_batches):
             raise ValueError(
                 f"kl_warmup_epochs must be 0 for data of unknown length, got {self.kl_warmup_epochs!r}; "

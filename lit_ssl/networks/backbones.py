@@ -20,6 +20,7 @@ from lit_ssl.spec import ImageSpec
 
 from .patches import even_patch
 from .small import MLP, ConvNet
+from .vit_options import apply_vit_options, take_vit_options
 from .weights import load_backbone
 
 __all__ = ["build_backbone", "load_backbone"]
@@ -54,6 +55,9 @@ def build_backbone(
     - ViTs named ``..._patchN_...`` get the patch size that divides the image and comes closest to an eighth of the
       shorter side (4 at 28 and 32 pixels, 8 at 64), if N is larger and one leaves 4 to 16 tokens along that side: 16
       would leave 4 tokens of a 32-pixel image. ``patch_size`` among the options decides instead.
+
+    Two more options of ours, for ViTs, default false: ``fixed_positions`` and ``frozen_patch_embedding``; see
+    :func:`~lit_ssl.networks.vit_options.apply_vit_options`.
 
     Args:
         backbone: a name from ``timm.list_models()`` (``.tag`` and ``hf-hub:`` forms included); ``"convnet"``
@@ -123,6 +127,7 @@ def _build_timm(name: str, spec: ImageSpec, pretrained: bool, options: dict[str,
     small_stem = options.pop("small_stem", None)
     if small_stem not in (None, True, False):
         raise ValueError(f"small_stem must be true, false or null, got {small_stem!r}")
+    vit_options = take_vit_options(options)
     arguments: dict[str, Any] = {"in_chans": spec.channels, "num_classes": 0, **options}
     if ":" not in name:  # hf-hub: and local-dir: models describe themselves
         _require_known(name, pretrained)
@@ -154,6 +159,7 @@ def _build_timm(name: str, spec: ImageSpec, pretrained: bool, options: dict[str,
     _require_whole_patches(module, name, spec, pretrained)
     if small_stem or (small_stem is None and small and not pretrained and isinstance(module, (ResNet, ResNetV2))):
         _shrink_stem(module, name, spec)
+    apply_vit_options(module, name, **vit_options, pretrained=pretrained)
     return module
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -227,6 +228,14 @@ def _check_hidden(name: str, value: Sequence[int]) -> None:
         check_integer(name, width)
 
 
+@cache  # once a run, though its networks are built again where they are compared with untrained ones
+def _say_larger(decoding: int, encoding: int) -> None:
+    rank_zero_info(
+        f"the decoder has {decoding:,} parameters, the encoder {encoding:,}: a smaller one (decoder_dim, "
+        "decoder_depth) costs less; method/mae_small has one for a small ViT"
+    )
+
+
 def build_patch_decoder(
     backbone: nn.Module,
     spec: ImageSpec,
@@ -255,7 +264,11 @@ def build_patch_decoder(
         ValueError: an option of the decoder that is built outside its range.
     """
     if is_vit(backbone):
-        return TokenDecoder(backbone, grid, dim, depth, heads)
+        decoder = TokenDecoder(backbone, grid, dim, depth, heads)
+        encoding, decoding = (sum(p.numel() for p in part.parameters()) for part in (backbone, decoder))
+        if decoding > encoding:
+            _say_larger(decoding, encoding)
+        return decoder
     features: int = backbone.num_features  # type: ignore[assignment]
     if kind is None:
         kind = "mlp" if isinstance(backbone, MLP) else "conv"

@@ -70,14 +70,14 @@ class Follower(nn.Module):
         """The copies in float32, as integers: a conversion of the module to another dtype leaves these as they are."""
         return torch.cat([p.detach().float().flatten() for p in self._parameters_of(0)]).view(torch.int32)
 
-    def momentum_at(self, step: int, total: float) -> float:
+    def momentum_at(self, step: float, total: float) -> float:
         """The momentum behind ``step`` optimizer steps of ``total``."""
         if self.schedule == "constant" or not math.isfinite(total):
             return self.momentum
         return 1 - (1 - self.momentum) * (1 + math.cos(math.pi * min(step / total, 1))) / 2
 
     @torch.no_grad()
-    def follow(self, step: int, total: float) -> None:
+    def follow(self, step: float, total: float) -> None:
         """One step behind the optimizer's.
 
         Args:

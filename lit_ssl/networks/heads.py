@@ -17,7 +17,8 @@ class MLPHead(nn.Sequential):
 
     The recipes:
 
-    - SimCLR (Chen et al. 2020, arXiv:2002.05709, section 2.1): ``MLPHead(d, d, 128)``.
+    - SimCLR (Chen et al. 2020, arXiv:2002.05709, section 2.1): ``MLPHead(d, d, 128)``; in its authors' later code,
+      whose last BatchNorm learns a scale, ``MLPHead(d, d, 128, layers=3, last_norm=True)``.
     - MoCo v2 (Chen et al. 2020, arXiv:2003.04297, section 3): ``MLPHead(d, d, 128, norm=False)``.
     - MoCo v3 (Chen et al. 2021, arXiv:2104.02057, section 5.1 and its code): projector
       ``MLPHead(d, 4096, 256, layers=3, last_norm=True)`` for a ViT, ``layers=2`` for a ResNet; predictor

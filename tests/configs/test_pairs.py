@@ -32,13 +32,11 @@ def built(name, spec):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "data"), itertools.product(METHODS, SPECS))
 def test_every_method_is_built_for_every_kind_of_image(name, data):
-    spec = SPECS[data]
-    if name == "method/vae" and spec.channels > 1:
-        with pytest.raises(ValueError, match=COLOUR):
-            built(name, spec)
-        return
-    method = built(name, spec)
+    method = built(name, SPECS[data])
     assert method.num_features > 0
+    if name == "method/vae" and SPECS[data].channels > 1:
+        with pytest.raises(ValueError, match=COLOUR):
+            method.on_fit_start()
 
 
 @pytest.mark.parametrize("trainer", ["trainer/cpu", "trainer/ddp", "trainer/fsdp"])
@@ -48,11 +46,11 @@ def test_methods_compose_with_trainers_and_loggers(name, trainer, capsys):
     assert main(["fit", *(part for layer in layers for part in ("--config", layer)), "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     expected = yaml.safe_load(configs.find(trainer).read_text())["trainer"]
-    assert {key: config["trainer"][key] for key in ("devices",)} == {"devices": expected["devices"]}
+    assert config["trainer"]["devices"] == expected["devices"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["method/flip", "method/slip", "method/mae_small", "method/moco_v3"])
+@pytest.mark.parametrize("name", ["method/flip", "method/slip", "method/mae_small", "method/moco_v3_vit"])
 def test_layers_that_follow_their_papers_closely_take_a_step(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = name in ("method/flip", "method/slip")

@@ -165,3 +165,15 @@ def test_the_default_keeps_where_things_are(spec):
 def test_a_bad_argument_is_named_at_construction(arguments, message):
     with pytest.raises(ValueError, match=message):
         VAE(**arguments)
+
+
+@pytest.mark.parametrize("binarize", ["static", "dynamic"])
+def test_colour_is_not_binarised_but_what_was_trained_so_is_loaded(binarize, make_trainer):
+    pixels = torch.arange(8 * 3 * 64).reshape(8, 3, 8, 8).remainder(251).to(torch.uint8)
+    loader = torch.utils.data.DataLoader(pixels, batch_size=4)
+    colour = {"spec": ImageSpec(8, 3), "backbone": "mlp", "latent_dim": 2}
+    method = VAE(binarize=binarize, **colour)
+    method.configure_model()
+    with pytest.raises(ValueError, match=f"binarize='{binarize}' .* 3 channels .*likelihood='gaussian'"):
+        make_trainer(max_epochs=1).fit(method, loader)
+    make_trainer(max_epochs=1).fit(VAE(likelihood="gaussian", **colour), loader)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_ssl import MAE, configs
 from lit_ssl.networks import (
     ConvDecoder,
     MLPDecoder,
@@ -163,3 +165,23 @@ def test_other_networks_are_decoded_from_their_features(name, kind, network):
     torch.testing.assert_close(
         decoder(Encoded(pooled, None), keep, condition), decoder(Encoded(pooled + condition, None), keep)
     )
+
+
+def test_a_decoder_that_is_larger_than_its_encoder_is_told_once(caplog):
+    vit = build_backbone("vit_tiny_patch16_224", SPEC, options=SMALL)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        build_patch_decoder(vit, SPEC, patch_grid(vit, SPEC), dim=8, depth=1, heads=2)
+        assert not caplog.messages
+        for _ in range(2):
+            decoder = build_patch_decoder(vit, SPEC, patch_grid(vit, SPEC), dim=32, depth=3, heads=2)
+    larger, smaller = (f"{sum(p.numel() for p in part.parameters()):,}" for part in (decoder, vit))
+    assert caplog.messages == [caplog.messages[0]]
+    assert f"decoder has {larger} parameters, the encoder {smaller}" in caplog.messages[0]
+
+
+def test_the_small_layer_has_a_decoder_smaller_than_its_encoder():
+    arguments = yaml.safe_load(configs.find("method/mae_small").read_text())["model"]["init_args"]
+    method = MAE(**{**arguments, "views": None}, spec=ImageSpec(32, 3))
+    method.configure_model()
+    encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (method.backbone, method.decoder))
+    assert decoder < encoder / 5

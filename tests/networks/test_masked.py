@@ -280,3 +280,14 @@ def test_first_weights_are_xaviers():
     assert all((m.bias == 0).all() for m in backbone.modules() if isinstance(m, nn.Linear))
     for token in (backbone.cls_token, backbone.reg_token):
         assert token.std().item() == pytest.approx(0.02, rel=0.25)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_the_class_token_is_among_what_is_averaged_if_asked_for(prefix):
+    backbone = vit(global_pool="avg", pool_include_prefix=prefix).eval()
+    grid = patch_grid(backbone, SPEC)
+    keep = torch.arange(grid.tokens).expand(3, -1)
+    tokens = backbone.forward_features(images())
+    expected = backbone.fc_norm(tokens[:, 0 if prefix else 1 :].mean(1))
+    torch.testing.assert_close(encode_masked(backbone, images(), keep, grid).pooled, expected)
+    torch.testing.assert_close(backbone(images()), expected)
