@@ -458,6 +458,8 @@ class SSLModule(NotesArguments, LightningModule):
 
     def on_train_start(self) -> None:
         """The rate is that of this run as it begins: a checkpoint, or a finder, may have left another."""
+        if not self.training:
+            self.train()  # what was loaded from a checkpoint is in evaluation mode
         found = self._take_found_rate()
         plan = self._plan() if found or self._planned is not None else None
         for config in self.trainer.lr_scheduler_configs:

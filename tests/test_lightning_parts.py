@@ -146,6 +146,17 @@ def test_evaluation_mode_in_mid_run_is_told_and_undone(make_trainer):
     assert all(forgetful.modes)
 
 
+def test_a_method_that_was_loaded_trains_without_a_word(make_trainer, tmp_path, recwarn):
+    trainer = make_trainer()
+    trainer.fit(SimCLR(**SMALL), Data(batch_size=16))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    method = SimCLR.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert not method.training
+    make_trainer().fit(method, Data(batch_size=16))
+    assert method.backbone.training
+    assert not any("in the middle of training" in str(entry.message) for entry in recwarn)
+
+
 def test_networks_that_are_not_there_yet_are_told():
     method = SimCLR(**SMALL, spec=SPEC)
     for name in ("backbone", "projector"):
