@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from lit_ssl.checks import check_integer
 
 from .pictures import save_picture
+from .single import SingleCallback
 
 __all__ = ["AugmentedViews", "grid"]
 
@@ -48,7 +49,7 @@ def grid(columns: list[Tensor], height: int = 64) -> Tensor:
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-class AugmentedViews(Callback):
+class AugmentedViews(SingleCallback):
     """Saves a picture of a few images (left) beside the views of them that the method is about to learn from.
 
     Taken from the batch itself, on its way into ``training_step``, so it shows what the run does, not what its

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -14,6 +14,7 @@ from lit_ssl.checks import check_integer
 from .features import HeldOutSample, represent
 from .pictures import save_picture
 from .schedule import due_or_last
+from .single import SingleCallback
 
 __all__ = ["EmbeddingMap", "principal_plane"]
 
@@ -37,7 +38,7 @@ def principal_plane(x: Tensor) -> tuple[Tensor, Tensor]:
     return x @ axes, share
 
 
-class EmbeddingMap(Callback):
+class EmbeddingMap(SingleCallback):
     """Saves a 2-D map of held-out embeddings, coloured by label: their principal plane, the same at every drawing.
 
     A plane shows less than a t-SNE would, and invents nothing: distances are the embeddings' own. Logged as

@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,6 +17,7 @@ from lit_ssl.distributed import all_reduce_sum, gather, rank, world_size
 
 from .health_replay import rebuilt, save_replay
 from .pictures import run_folder
+from .single import SingleCallback
 from .spectrum import RepresentationMonitor
 
 __all__ = ["CollapseError", "HealthGuard", "NonFiniteError"]
@@ -30,7 +31,7 @@ class CollapseError(RuntimeError):
     """The representation has collapsed."""
 
 
-class HealthGuard(Callback):
+class HealthGuard(SingleCallback):
     """Stops a run at its first loss or gradient that is nan or infinite, before the optimizer acts on it.
 
     The message names the step, the terms of the loss, the first parameter whose gradient is not finite, and the
@@ -86,6 +87,7 @@ class HealthGuard(Callback):
         self._undo: dict[str, Tensor] | None = None  # what to put back after this step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if self.on_collapse == "stop" and _monitor(trainer) is None:
             raise MisconfigurationException("on_collapse='stop' needs the callback RepresentationMonitor in the run")
 

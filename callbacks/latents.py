@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lit_ssl.checks import check_integer, check_positive
@@ -16,6 +16,7 @@ from .drawing import labelled, require
 from .features import HeldOutSample, represent
 from .pictures import save_picture
 from .schedule import due_or_last
+from .single import SingleCallback
 
 __all__ = ["LatentSamples", "LatentTraversals", "traverse"]
 
@@ -42,7 +43,7 @@ def traverse(codes: Tensor, dimensions: int, steps: int, span: float) -> tuple[T
     return z.scatter(2, chosen[:, None, None].expand(-1, steps, 1), moved), chosen.tolist()
 
 
-class LatentTraversals(Callback):
+class LatentTraversals(SingleCallback):
     """Saves a picture of one held-out image with its latents moved one at a time: a latent a row, most active first.
 
     For methods that have ``decode`` and embed an image as its code (VAE). Logged as ``pictures/latent-traversals``.
@@ -75,6 +76,7 @@ class LatentTraversals(Callback):
         self._due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         require(self, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,7 +109,7 @@ class LatentTraversals(Callback):
         save_picture(trainer, "latent-traversals", lambda: labelled(grid(list(images.unbind(1))), values, rows))
 
 
-class LatentSamples(Callback):
+class LatentSamples(SingleCallback):
     """Saves a picture of images drawn from the prior, from the same latents at every drawing.
 
     For methods that have ``sample`` (VAE). Logged as ``pictures/latent-samples``.
@@ -131,6 +133,7 @@ class LatentSamples(Callback):
         self.rows, self.columns, self.seed, self.every_n_epochs = rows, columns, resolve_seed(seed), every_n_epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         require(self, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

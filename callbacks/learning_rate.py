@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from .single import SingleCallback
 
 __all__ = ["LearningRate"]
 
 
-class LearningRate(Callback):
+class LearningRate(SingleCallback):
     """Logs ``lr`` at each of the trainer's logging steps: the rate that step was taken with.
 
     Lightning's LearningRateMonitor names one metric per parameter group; the groups of this package differ in weight

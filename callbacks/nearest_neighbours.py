@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -18,6 +18,7 @@ from .augmented_views import grid
 from .features import HeldOutSample, represent
 from .pictures import save_picture
 from .schedule import due_or_last
+from .single import SingleCallback
 
 __all__ = ["NearestNeighbours", "nearest"]
 
@@ -41,7 +42,7 @@ def nearest(x: Tensor, queries: Tensor, k: int) -> Tensor:
     return similarity.topk(min(k, len(x) - 1), dim=1).indices
 
 
-class NearestNeighbours(Callback):
+class NearestNeighbours(SingleCallback):
     """Saves a picture of held-out images, each beside the held-out images whose embeddings are nearest to its own.
 
     One query a row, at the left; its neighbours follow, the nearest first, by cosine similarity over a sample of at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -15,11 +15,12 @@ from lit_ssl.random import resolve_seed
 from .accuracy import LabelledAccuracy
 from .features import encode, represent
 from .schedule import due
+from .single import SingleCallback
 
 __all__ = ["OnlineKNN"]
 
 
-class OnlineKNN(Callback):
+class OnlineKNN(SingleCallback):
     """Classifies held-out images by their nearest labelled training images, as the encoder now sees both.
 
     At each validation the bank is computed anew from clean images of the data module's labelled set: never from

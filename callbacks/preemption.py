@@ -10,7 +10,7 @@ import threading
 from typing import Any, cast
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -18,6 +18,7 @@ from lit_ssl.checks import check_flag
 from lit_ssl.distributed import largest
 
 from .exact_checkpoint import ExactCheckpoint
+from .single import SingleCallback
 
 __all__ = ["Preempted", "Preemption"]
 
@@ -32,7 +33,7 @@ class Preempted(SystemExit):
         super().__init__(_EX_TEMPFAIL)
 
 
-class Preemption(Callback):
+class Preemption(SingleCallback):
     """On SIGTERM or SIGUSR1 saves, stops, and under Slurm puts the job back into the queue.
 
     The save is one of :class:`~lit_ssl.callbacks.ExactCheckpoint`, at the next instant from which training resumes
@@ -67,6 +68,7 @@ class Preemption(Callback):
         self._savers: list[ExactCheckpoint] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self._received = self._agreed = 0
         callbacks = cast(Any, trainer).callbacks
         self._savers = [callback for callback in callbacks if isinstance(callback, ExactCheckpoint)]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from lit_ssl.random import integers, resolve_seed, step_key
 
 from .accuracy import LabelledAccuracy
 from .features import represent
+from .single import SingleCallback
 
 __all__ = ["OnlineLinearProbe"]
 
@@ -73,7 +74,7 @@ class _Probe(nn.Module):
         return logits
 
 
-class OnlineLinearProbe(Callback):
+class OnlineLinearProbe(SingleCallback):
     """Trains a linear classifier on the embeddings of clean images while the method trains, and logs its accuracy.
 
     It works on ``pl_module.represent`` (evaluation mode, no gradient), owns its layer and its optimizer (Adam, constant
@@ -140,14 +141,6 @@ class OnlineLinearProbe(Callback):
         own = [key for key in states if key == kind or str(key).startswith(f"{kind}{{'name': {self.name!r},")]
         if self.state_key not in states and len(own) == 1:
             states[self.state_key] = states[own[0]]
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        probes = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, OnlineLinearProbe)]
-        if len({probe.name for probe in probes}) < len(probes):
-            raise ValueError(
-                f"{len(probes)} OnlineLinearProbe of one run would log under the same names: give each another name, "
-                "as in OnlineLinearProbe(name='probe_fast', lr=0.1)"
-            )
 
     # Building: networks do not exist in ``setup``, and state is loaded before ``on_fit_start``.
 
@@ -273,6 +266,11 @@ class OnlineLinearProbe(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refuse_labels_beyond()
+        if self.probe is not None and self._train.update_called and not bool(self._train.total > 0):
+            rank_zero_warn(
+                f"OnlineLinearProbe {self.name!r} met no label in this epoch, so that it has learnt nothing: a batch "
+                "brings labels under 'label', int64 (B,), -1 where there is none"
+            )
 
     # Validation
 
@@ -294,11 +292,13 @@ class OnlineLinearProbe(Callback):
     ) -> None:
         if self.probe is None or trainer.sanity_checking or dataloader_idx:
             return
-        self._val.update(self.probe(represent(pl_module, batch["image"])).argmax(1), batch["label"])
+        label = self._checked(batch["label"], now=False)
+        self._val.update(self.probe(represent(pl_module, batch["image"])).argmax(1), label)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.probe is None or trainer.sanity_checking:
             return
+        self._refuse_labels_beyond()
         accuracy = self._val.compute()
         if not bool(accuracy.isnan()):
             pl_module.log(f"{self.name}/val_acc", accuracy, prog_bar=True, sync_dist=True)

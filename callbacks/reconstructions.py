@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -17,11 +17,12 @@ from .drawing import labelled, require
 from .features import HeldOutSample
 from .pictures import save_picture
 from .schedule import due_or_last
+from .single import SingleCallback
 
 __all__ = ["Reconstructions"]
 
 
-class Reconstructions(Callback):
+class Reconstructions(SingleCallback):
     """Saves a picture of held-out images, one a row: the input, what the method saw of it, and what it made of that.
 
     For every method that has ``reconstruct`` (MAE and Fusion: input, masked, output; VAE: input, binarised if it is,
@@ -46,6 +47,7 @@ class Reconstructions(Callback):
         self._due = self._unable = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         require(self, pl_module)
         self._unable = False
 

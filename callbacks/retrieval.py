@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_ssl.checks import check_integer
@@ -15,11 +15,12 @@ from lit_ssl.evaluation import retrieval
 from .drawing import require
 from .features import HeldOutSample, represent
 from .schedule import due
+from .single import SingleCallback
 
 __all__ = ["ImageTextRetrieval"]
 
 
-class ImageTextRetrieval(Callback):
+class ImageTextRetrieval(SingleCallback):
     """Finds for each held-out image its caption among those of all, and for each caption its image.
 
     For methods that have ``represent_image`` and ``represent_text`` (CLIP). At each validation and in ``test``, over
@@ -48,6 +49,7 @@ class ImageTextRetrieval(Callback):
         self._due = self._said = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         require(self, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -14,11 +14,12 @@ from lit_ssl.evaluation import alignment, alpha_req, feature_std, rankme, unifor
 
 from .features import HeldOutSample, represent
 from .schedule import due
+from .single import SingleCallback
 
 __all__ = ["RepresentationMonitor"]
 
 
-class RepresentationMonitor(Callback):
+class RepresentationMonitor(SingleCallback):
     """Logs what the geometry of held-out embeddings tells, and warns once, in plain words, when they collapse.
 
     At each validation, over a sample of at most ``max_samples`` images spread evenly over the batches:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -21,6 +21,7 @@ from lit_ssl.views import clean
 
 from .features import encode
 from .pictures import run_folder
+from .single import SingleCallback
 
 __all__ = ["SummaryTable", "raw_pixels"]
 
@@ -46,7 +47,7 @@ def raw_pixels(image: Tensor, spec: ImageSpec) -> Tensor:
     return x.flatten(1)
 
 
-class SummaryTable(Callback):
+class SummaryTable(SingleCallback):
     """Ends ``test``, and ``fit`` if asked, with a table on held-out images: kNN, linear probe, ten labels a class.
 
     Three rows, all through the one evaluation of ``lit_ssl.evaluation``: raw pixels, the encoder with its first

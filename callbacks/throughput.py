@@ -5,12 +5,14 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+
+from .single import SingleCallback
 
 __all__ = ["Throughput"]
 
 
-class Throughput(Callback):
+class Throughput(SingleCallback):
     """Logs ``time/images_per_s``: images of all ranks a second of wall time, at each of the trainer's logging steps.
 
     Averaged since the logging step before, data loading included, validation and other pauses between epochs not. Only

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -17,13 +17,14 @@ from .accuracy import LabelledAccuracy
 from .drawing import require
 from .features import represent
 from .schedule import due
+from .single import SingleCallback
 
 __all__ = ["ZeroShot"]
 
 _AT_ONCE = 256  # prompts that are encoded together
 
 
-class ZeroShot(Callback):
+class ZeroShot(SingleCallback):
     """Classifies held-out images by the nearest class name: no label is learned from.
 
     For methods that have ``represent_image`` and ``represent_text`` (CLIP), where the data have labels with names. At
@@ -61,6 +62,7 @@ class ZeroShot(Callback):
         self._said = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         require(self, pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -249,6 +249,7 @@ class CLI(LightningCLI):
             if isinstance(other, ModelCheckpoint) and not isinstance(other, ExactCheckpoint):
                 # What it saves is from any instant: ``--ckpt_path last`` goes on from what ExactCheckpoint saved.
                 other._find_last_checkpoints = lambda trainer: set()  # type: ignore[method-assign]
+            _refuse_second(other)
         off["progress"] |= any(isinstance(callback, ProgressBar) for callback in own)
         if config.get("enable_model_summary") is not False and not any(isinstance(c, ModelSummary) for c in own):
             kwargs["callbacks"] = [*(callback for callback in own if callback is not None), NetworkSummary()]
@@ -272,6 +273,16 @@ class CLI(LightningCLI):
             print(f"files of this run: {folder}")
 
     after_validate = after_test = after_predict = after_fit
+
+
+def _refuse_second(callback: Any) -> None:
+    """Say it where ``trainer.callbacks`` holds one that the command brings: both would write under the same names."""
+    for key, kind in CALLBACKS.items():
+        if type(callback) is kind and kind is not TQDMProgressBar and getattr(callback, "name", key) == key:
+            raise UserError(
+                f"trainer.callbacks holds a {kind.__name__}; the command brings one: set that by --{key}.… in place "
+                "of a second one"
+            )
 
 
 def _only_given(kind: type, arguments: dict[str, Any], given: Collection[str]) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import BaseFinetuning, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    GradientAccumulationScheduler,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -32,6 +37,7 @@ from lit_ssl.random import isolated, resolve_seed
 from lit_ssl.rebuild import saved_method
 from lit_ssl.sharding import shard
 from lit_ssl.spec import ImageSpec
+from lit_ssl.training_mode import parts_in_evaluation_mode
 from lit_ssl.views import Batch, View, as_batch, clean, with_keys, with_views
 
 __all__ = ["SSLModule"]
@@ -177,14 +183,12 @@ class SSLModule(NotesArguments, LightningModule):
 
     def _build_networks(self) -> None:
         self.spec = self.spec or getattr(getattr(self._trainer, "datamodule", None), "spec", None)
-        if self.spec is None:
-            name = type(self).__name__
-            raise ValueError(f"spec is needed where no data module gives one: {name}(spec=ImageSpec(32, channels=3))")
-        for name, value in (("pixel_mean", self.spec.mean), ("pixel_std", self.spec.std)):
+        spec = self._needed_spec()
+        for name, value in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             self.register_buffer(name, torch.tensor(value).view(-1, 1, 1), persistent=False)
         # On the host, whatever the trainer's device: its generators would give every kind of device its own weights.
         with isolated(resolve_seed(self.seed), "weights"), torch.device("cpu"):
-            self.backbone = build_backbone(self._architecture[0], self.spec, **self._backbone_arguments)
+            self.backbone = build_backbone(self._architecture[0], spec, **self._backbone_arguments)
             if self._init_from is not None:
                 load_backbone(self.backbone, self._init_from)
             self.build_heads()
@@ -198,6 +202,12 @@ class SSLModule(NotesArguments, LightningModule):
             # A masked forward pass goes through a ViT's blocks, not through its forward.
             for block in cast(nn.Module, self.backbone.blocks).children() if is_vit(self.backbone) else [self.backbone]:
                 block.compile()
+
+    def _needed_spec(self) -> ImageSpec:
+        if self.spec is None:
+            name = type(self).__name__
+            raise ValueError(f"spec is needed where no data module gives one: {name}(spec=ImageSpec(32, channels=3))")
+        return self.spec
 
     def build_heads(self) -> None:
         """Add what the method trains beside the backbone; called once, with ``backbone`` and ``spec`` in place."""
@@ -253,8 +263,7 @@ class SSLModule(NotesArguments, LightningModule):
 
     def clean(self, image: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) to their evaluation view, (B, C, h, w) in [0, 1], on the module's device."""
-        assert self.spec is not None
-        return clean(image.to(self.device), self.spec, cast(torch.dtype, self.dtype))
+        return clean(image.to(self.device), self._needed_spec(), cast(torch.dtype, self.dtype))
 
     def represent(self, image: Tensor) -> Tensor:
         """uint8 images (B, C, H, W) to float32 representations (B, D) of their clean view, in evaluation mode."""
@@ -289,6 +298,11 @@ class SSLModule(NotesArguments, LightningModule):
         if not self.training:  # BatchNorm would take its running statistics, and the method learn next to nothing
             rank_zero_warn("the method was in evaluation mode in the middle of training: it is in training mode again")
             self.train()
+        if batch_idx == 0 and (parts := parts_in_evaluation_mode(self)):
+            rank_zero_warn(
+                f"in evaluation mode while they are trained: {', '.join(parts)}. Their BatchNorm and dropout act as in "
+                "use; call train() on them, or leave it so if it is meant"
+            )
         return self._log_losses("train", batch)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -322,7 +336,13 @@ class SSLModule(NotesArguments, LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """No callbacks of its own; but networks are built now where one copies or counts them in its ``setup``."""
-        if any(isinstance(callback, EARLY) for callback in cast(Any, self.trainer).callbacks):
+        callbacks = cast(Any, self.trainer).callbacks
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            raise ValueError(
+                "GradientAccumulationScheduler would change the global batch, and with it the rate and its course, in "
+                "the middle of the run: give the Trainer accumulate_grad_batches, one integer for the whole run"
+            )
+        if any(isinstance(callback, EARLY) for callback in callbacks):
             with self.trainer.precision_plugin.module_init_context(), self.trainer.strategy.tensor_init_context():
                 self.configure_model()
         return []
@@ -334,6 +354,8 @@ class SSLModule(NotesArguments, LightningModule):
         rate = float(self.hparams["lr"])
         self.optimizer_arguments["lr"], self.lr_scaling = rate, "none"
         self.hparams["lr_scaling"] = "none"
+        for logger in self.trainer.loggers:  # they took the arguments before the finder began
+            logger.log_hyperparams({"lr": rate, "lr_scaling": "none"})
         rank_zero_info(f"the learning rate is {rate:.3g}, as it was found, whatever the batch")
         return True
 

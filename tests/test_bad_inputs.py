@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -124,6 +125,7 @@ NAMES = {
     **{"torch": torch, "fit": fit, "Own": Own, "SMALL": SMALL, "gray": lit_ssl.ImageSpec(16, 1)},
     **{"pixels": PIXELS, "labels": LABELS},
     "DataLoader": DataLoader,
+    "GradientAccumulationScheduler": GradientAccumulationScheduler,
     "loader": lambda *tensors: DataLoader(TensorDataset(*tensors), batch_size=4),
 }
 

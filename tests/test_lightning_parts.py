@@ -1,23 +1,28 @@
 """What Lightning brings besides: callbacks that look for networks early, finders, loaders, and probes on any data."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_ssl import ImageSpec, SimCLR
-from lit_ssl.callbacks import OnlineLinearProbe
+from lit_ssl.callbacks import ExactCheckpoint, OnlineKNN, OnlineLinearProbe, SummaryTable
 from lit_ssl.datamodules import ImageDataModule, ImageTensors
 
 IMAGES = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -72,6 +77,34 @@ def test_weight_averaging_by_torch_works(make_trainer):
     assert not torch.equal(vector(method), keep.weights[1])
 
 
+@pytest.mark.parametrize(
+    "averaging",
+    [
+        lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1, annealing_epochs=2),
+        WeightAveraging,
+        lambda: EMAWeightAveraging(decay=0.9),
+    ],
+    ids=["swa", "average", "ema"],
+)
+def test_averaged_weights_resume_exactly(make_trainer, tmp_path, averaging):
+    def fit(callbacks, **kwargs):
+        method, data = SimCLR(**SMALL, lr=1e-1), Data(batch_size=16, seed=0)
+        options = {"enable_checkpointing": True, "max_epochs": 4, "limit_val_batches": 0}
+        make_trainer(callbacks=callbacks, **options).fit(method, data, **kwargs)
+        return vector(method)
+
+    class Kill(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 11:
+                raise KeyboardInterrupt
+
+    whole = fit([averaging(), ExactCheckpoint(tmp_path / "whole")])
+    with pytest.raises(SystemExit):
+        fit([averaging(), ExactCheckpoint(tmp_path / "killed", every_n_train_steps=5), Kill()])
+    again = [averaging(), ExactCheckpoint(tmp_path / "killed", every_n_train_steps=5)]
+    assert torch.equal(fit(again, ckpt_path="last"), whole)
+
+
 def test_a_backbone_is_finetuned_late(make_trainer):
     frozen = []
 
@@ -105,9 +138,12 @@ def test_the_rate_that_a_tuner_finds_trains_and_is_on_record(make_trainer, tmp_p
 def test_the_rate_that_a_callback_finds_trains(make_trainer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     method, keep = SimCLR(**SMALL, schedule="constant"), Keep()
-    finder = LearningRateFinder(num_training_steps=20, max_lr=0.1)
-    make_trainer(max_epochs=10, callbacks=[finder, keep]).fit(method, Data(batch_size=16))
+    finder, logger = LearningRateFinder(num_training_steps=20, max_lr=0.1), CSVLogger(tmp_path)
+    trainer = make_trainer(max_epochs=10, callbacks=[finder, keep], logger=logger, log_every_n_steps=1)
+    trainer.fit(method, Data(batch_size=16))
     assert keep.rates[-1] == method.hparams["lr"] != 1e-3
+    recorded = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
+    assert (recorded["lr"], recorded["lr_scaling"]) == (method.hparams["lr"], "none")
 
 
 def test_the_batch_that_a_callback_finds_trains(make_trainer, tmp_path, monkeypatch):
@@ -144,6 +180,28 @@ def test_evaluation_mode_in_mid_run_is_told_and_undone(make_trainer):
     with pytest.warns(UserWarning, match="was in evaluation mode in the middle of training"):
         make_trainer(callbacks=[forgetful]).fit(SimCLR(**SMALL), Data(batch_size=16))
     assert all(forgetful.modes)
+
+
+@pytest.mark.parametrize(("frozen", "told"), [(False, True), (True, False)])
+def test_a_part_in_evaluation_mode_is_told_unless_it_is_frozen(make_trainer, recwarn, frozen, told):
+    class Freeze(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.backbone.eval().requires_grad_(not frozen)
+
+    make_trainer(callbacks=[Freeze()]).fit(SimCLR(**SMALL), Data(batch_size=16))
+    found = [str(entry.message) for entry in recwarn if "in evaluation mode while" in str(entry.message)]
+    assert len(found) == told
+    assert not told or "trained: backbone. Their" in found[0]
+
+
+def test_accumulation_that_changes_in_mid_run_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="GradientAccumulationScheduler would change the global batch"):
+        make_trainer(callbacks=[GradientAccumulationScheduler({0: 1, 1: 2})]).fit(SimCLR(**SMALL), Data(batch_size=16))
+
+
+def test_a_method_without_a_spec_says_what_it_needs():
+    with pytest.raises(ValueError, match=r"spec is needed .*SimCLR\(spec=ImageSpec"):
+        SimCLR(**SMALL).represent(IMAGES)
 
 
 def test_a_method_that_was_loaded_trains_without_a_word(make_trainer, tmp_path, recwarn):
@@ -200,6 +258,22 @@ def test_a_label_that_is_no_class_is_told(make_trainer):
         probed(make_trainer, loader(), num_classes=3)
 
 
+def test_a_label_of_validation_that_is_no_class_is_told(make_trainer):
+    with pytest.raises(ValueError, match=r"a label is 7, the probe has num_classes=4"):
+        probed(make_trainer, loader(), loader(LABELS + 4), num_classes=4)
+
+
+def test_an_epoch_without_a_label_is_told(make_trainer):
+    with pytest.warns(UserWarning, match="'probe' met no label in this epoch"):
+        probed(make_trainer, loader(-torch.ones_like(LABELS)), num_classes=4)
+
+
+@pytest.mark.parametrize("kind", [OnlineKNN, SummaryTable])
+def test_a_second_callback_that_writes_the_same_names_is_refused(make_trainer, kind):
+    with pytest.raises(ValueError, match=rf"2 {kind.__name__} of one run would write .*: leave all but one out"):
+        make_trainer(callbacks=[kind(), kind()]).fit(SimCLR(**SMALL), Data(batch_size=16))
+
+
 def test_two_probes_of_different_names(make_trainer, tmp_path):
     probes = [OnlineLinearProbe(every_n_steps=1), OnlineLinearProbe(every_n_steps=1, lr=0.1, name="fast")]
     trainer = make_trainer(callbacks=probes)
@@ -210,7 +284,7 @@ def test_two_probes_of_different_names(make_trainer, tmp_path):
     make_trainer(callbacks=again).validate(SimCLR(**SMALL), Data(batch_size=16), ckpt_path=tmp_path / "a.ckpt")
     for old, new in zip(probes, again, strict=True):
         assert torch.equal(old.probe.weight, new.probe.weight)
-    with pytest.raises(ValueError, match=r"2 OnlineLinearProbe of one run would log under the same names"):
+    with pytest.raises(ValueError, match=r"2 OnlineLinearProbe of one run would write under the same names"):
         make_trainer(callbacks=[OnlineLinearProbe(lr=0.1), OnlineLinearProbe(lr=0.2)]).fit(
             SimCLR(**SMALL), Data(batch_size=16)
         )

@@ -63,6 +63,8 @@ def test_the_run_file_holds_metrics_media_and_configuration(tmp_path, monkeypatc
         "trainer.enable_progress_bar": "false",
         "probe.every_n_steps": 1,
         "knn.max_bank": 64,
+        "table.on_fit_end": "true",
+        "table.max_train": 200,
     }
     try:
         assert main(["fit", *args, *(f"--{key}={value}" for key, value in flags.items())]) == 0
@@ -80,6 +82,11 @@ def test_the_run_file_holds_metrics_media_and_configuration(tmp_path, monkeypatc
     assert pictures, (sorted(history), files)
     for picture in pictures:
         assert [p for p in tmp_path.rglob(picture["path"]) if p.stat().st_size > 0], picture
+
+    assert "eval/linear/trained/accuracy" in history or any(name.startswith("eval/") for name in history), sorted(
+        history
+    )
+    assert any(path.endswith(".table.json") and "eval/accuracy" in path for path in files), files
 
     assert config["config"]["model"]["init_args"]["temperature"] == 0.2
     assert config["config"]["data"]["init_args"]["batch_size"] == 32
