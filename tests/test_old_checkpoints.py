@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_ssl import MoCo
+from lit_ssl import MoCo, SSLModule
 from lit_ssl.views import with_keys, with_views
 
 FILES = Path(__file__).parent / "checkpoints"
@@ -33,3 +33,16 @@ def test_moco_v3_of_0_1_0(pixels, make_trainer):
     assert first == pytest.approx([0.46424737, -0.43238851, 0.36277187, -0.06928235], abs=1e-5)
     make_trainer(max_epochs=1, precision="bf16-true").fit(method, torch.utils.data.DataLoader(pixels, batch_size=8))
     assert method.follower.masters is not None
+
+
+EMBEDDINGS = torch.load(FILES / "embeddings_0.1.0.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDINGS))
+def test_embeddings_of_0_1_0(name):
+    """Each method, after two steps on images of 8x8 pixels; the embeddings are what version 0.1.0 computed itself."""
+    pixels = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    method = SSLModule.load_from_checkpoint(FILES / f"{name}_0.1.0.ckpt")
+    assert type(method).__name__.lower() == name
+    torch.testing.assert_close(method.represent(pixels), EMBEDDINGS[name], rtol=1e-5, atol=1e-6)
+    assert method.untrained().represent(pixels).shape == EMBEDDINGS[name].shape
